@@ -1,0 +1,1 @@
+"""Quantization of weights: methods and storage layouts, in NumPy alone."""
