@@ -97,7 +97,8 @@ def rotary(op: Op, style: Style, x: Value, cos: Value, sin: Value, heads: int) -
     if style.contrib:
         first = op.Constant(value=ir.tensor(np.zeros(1, np.int64)))  # row 0 of the table belongs to the first position
         return op.RotaryEmbedding(x, first, cos, sin, num_heads=heads, _domain=CONTRIB)
-    return op.RotaryEmbedding(x, op.Unsqueeze(cos, [0]), op.Unsqueeze(sin, [0]), num_heads=heads)
+    per_row = op.Concat(op.Shape(x, start=0, end=1), [1, 1], axis=0)  # this operator wants a table for every batch row
+    return op.RotaryEmbedding(x, op.Expand(cos, per_row), op.Expand(sin, per_row), num_heads=heads)
 
 
 def mrope_tables(op: Op, style: Style, position_ids: Value, theta: float, sections: list[int]) -> tuple[Value, Value]:

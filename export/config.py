@@ -1,7 +1,7 @@
 """`config.json`, read through typed lookups that accept both spellings of a key and name what is missing.
 
-Published files were written by an older `transformers`; files saved by 5.x spell some keys differently. Every lookup takes all
-the spellings there are, newest first.
+Published files were written by an older `transformers`; files saved by 5.x spell some keys differently. Every lookup
+takes all the spellings there are, newest first.
 """
 
 from __future__ import annotations

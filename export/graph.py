@@ -154,7 +154,7 @@ def build(
 
 @dataclass(frozen=True)
 class ComponentGraph:
-    """A component ready to be filled and written: its graph, its modules, and where in the checkpoint its weights lie."""
+    """A component ready to be filled and written: its graph, its modules, and where its weights lie."""
 
     name: ComponentName
     model: ir.Model
@@ -162,4 +162,4 @@ class ComponentGraph:
     prefix: str
     """Checkpoint prefix of `root`, with its trailing dot."""
     unused: tuple[str, ...] = ()
-    """Checkpoint tensors under `prefix` that the reference does not use either; any other left over is an error."""
+    """Full names of tensors that the reference does not use either; any other left over is an error."""

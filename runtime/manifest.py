@@ -94,6 +94,7 @@ class Talker(Record, frozen=True):
     codec_bos_token_id: int
     codec_eos_token_id: int
     codec_pad_token_id: int
+    codec_mask_token_id: int
     text_eos_token_id: int
     text_pad_token_id: int
 

@@ -1,0 +1,272 @@
+"""A checkpoint → a bundle: every component declared, filled and written, then the tables and files around them.
+
+`export_bundle` reads top to bottom like the list of what a bundle holds. Everything is written into a temporary
+directory that becomes the bundle only when it is whole (`runtime.bundle.BundleWriter`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors.numpy import save
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..runtime import manifest
+from ..runtime.bundle import BundleWriter
+from .audio_encoder import AudioEncoderConfig, audio_encoder_graph
+from .bigvgan import BigVGANConfig, vocoder_graph
+from .bind import Progress, Reader, write_component
+from .checkpoint import Checkpoint
+from .config import Section
+from .decoder import DecoderConfig
+from .dit import DiTConfig, dit_graph, modulation_table, rk4_times
+from .graph import Array, ComponentGraph, Style
+from .preprocessor import read_audio, read_vision
+from .speaker_encoder import encode_speaker
+from .talker import talker_graph
+from .thinker import thinker_graph
+from .tokenizer_files import collect_tokenizer
+from .vision_encoder import VisionEncoderConfig, vision_encoder_graph
+from .voices import VoiceArrays, read_voices
+
+_ROWS_AT_ONCE = 4096
+_ODE_POINTS, _ODE_SWAY, _GUIDANCE = 10, -1.0, 0.5  # the reference's Token2Wav defaults
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to make of a checkpoint.
+
+    `bits`: 4 stores the Linear layers of Thinker and Talker as INT4 (round-to-nearest), 16 and 32 store floats.
+    `float_type`: activations and everything that is not INT4; by default float32 for 32 bits, else float16.
+    `token2wav_float_type`: the DiT and the vocoder, which the reference always runs in float32.
+    `accuracy_level`: how a CPU multiplies INT4 weights: 4 with int8 activations (fast), 1 in float32 (exact).
+    """
+
+    bits: Literal[4, 16, 32] = 4
+    float_type: manifest.FloatType | None = None
+    token2wav_float_type: manifest.FloatType = "float32"
+    dialect: manifest.Dialect = "ort"
+    group_size: int = 128
+    accuracy_level: Literal[1, 4] = 4
+    overwrite: bool = False
+
+    def style(self, *, quantized: bool = False) -> Style:
+        """Style of a component, `quantized` if it is one whose Linear layers may be INT4."""
+        float_type = self.float_type or ("float32" if self.bits == 32 else "float16")
+        bits = 4 if quantized and self.bits == 4 else None
+        return Style(self.dialect, float_type, bits, self.group_size, self.accuracy_level)
+
+    def token2wav_style(self) -> Style:
+        """Style of the DiT and the vocoder."""
+        return Style(self.dialect, self.token2wav_float_type)
+
+
+@dataclass(frozen=True)
+class Configs:
+    """Settings of every component, read before anything is written, so that a wrong file is found at once."""
+
+    audio: AudioEncoderConfig
+    vision: VisionEncoderConfig
+    thinker: DecoderConfig
+    talker: DecoderConfig
+    embedding_size: int
+    dit: DiTConfig
+    vocoder: BigVGANConfig
+
+    @classmethod
+    def from_hf(cls, config: Section) -> Configs:
+        """Read the sections of `config.json`; raises `CheckpointError`."""
+        thinker, talker = config.section("thinker_config"), config.section("talker_config")
+        token2wav = config.section("token2wav_config")
+        return cls(
+            audio=AudioEncoderConfig.from_hf(thinker.section("audio_config")),
+            vision=VisionEncoderConfig.from_hf(thinker.section("vision_config")),
+            thinker=DecoderConfig.from_hf(thinker.section("text_config")),
+            talker=DecoderConfig.from_hf(talker),
+            embedding_size=talker.integer("embedding_size"),
+            dit=DiTConfig.from_hf(token2wav.section("dit_config")),
+            vocoder=BigVGANConfig.from_hf(token2wav.section("bigvgan_config")),
+        )
+
+    def graphs(self, options: ExportOptions) -> list[tuple[ComponentGraph, Style]]:
+        """Declare the six graphs, each with the style it is built in."""
+        plain, int4, token2wav = options.style(), options.style(quantized=True), options.token2wav_style()
+        return [
+            (audio_encoder_graph(self.audio, plain), plain),
+            (vision_encoder_graph(self.vision, plain), plain),
+            (thinker_graph(self.thinker, int4), int4),
+            (talker_graph(self.talker, self.embedding_size, int4), int4),
+            (dit_graph(self.dit, token2wav), token2wav),
+            (vocoder_graph(self.vocoder, token2wav), token2wav),
+        ]
+
+
+def export_bundle(
+    checkpoint_path: Path, target: Path, options: ExportOptions, progress: Progress | None = None
+) -> manifest.Manifest:
+    """Export the checkpoint in `checkpoint_path` as the bundle `target` and return its manifest.
+
+    Raises `CheckpointError`, `ExportError`, `QuantizationError` or `BundleError`; nothing half-written stays.
+    """
+    checkpoint = Checkpoint.open(checkpoint_path)
+    configs = Configs.from_hf(checkpoint.config)
+    voices = read_voices(checkpoint_path / "spk_dict.pt")
+    tokenizer_json, chat_template = collect_tokenizer(checkpoint_path)
+    reader = Reader(checkpoint, progress)
+    with BundleWriter(target, overwrite=options.overwrite) as writer:
+        components: dict[manifest.ComponentName, manifest.Component] = {}
+        unused: list[str] = []
+        for component, style in configs.graphs(options):
+            written = write_component(component, reader, writer.directory)
+            writer.add(written.files)
+            unused += component.unused
+            components[component.name] = manifest.Component(
+                graph=written.graph,
+                data=written.data,
+                dtype=style.float_type,
+                dialect=style.dialect,
+                parameters=written.parameters,
+                quantization=_quantization(style),
+            )
+        thinker = _thinker(checkpoint, configs.thinker)
+        talker = _talker(checkpoint.config.section("talker_config"), configs)
+        dtype = options.style().numpy_dtype
+        _write_table(reader, "thinker.model.embed_tokens.weight", writer.path_of(thinker.embedding), dtype)
+        _write_table(reader, "talker.model.embed_tokens.weight", writer.path_of(talker.embedding), dtype)
+        token2wav = _token2wav(configs)
+        reader.component = "dit"
+        table = modulation_table(configs.dit, reader, token2wav.ode.times)
+        np.save(writer.path_of(token2wav.modulation), table)
+        writer.path_of("voices.safetensors").write_bytes(save(_voice_arrays(configs.dit, reader, voices)))
+        writer.path_of("tokenizer.json").write_bytes(tokenizer_json)
+        writer.path_of("chat_template.jinja").write_text(chat_template, encoding="utf-8", newline="\n")
+        reader.check_all_taken(unused)
+        thinker_config = checkpoint.config.section("thinker_config")
+        return writer.finish(
+            lambda files: manifest.Manifest(
+                schema_version=manifest.SCHEMA_VERSION,
+                nearfield_version=__version__,
+                model=checkpoint_path.resolve().name,
+                components=components,
+                thinker=thinker,
+                talker=talker,
+                audio=read_audio(checkpoint_path, thinker_config.section("audio_config")),
+                vision=read_vision(checkpoint_path, thinker_config.section("vision_config")),
+                token2wav=token2wav,
+                tokens=_tokens(thinker_config),
+                voices={name: manifest.Voice(bos_token_id=voice.bos_token_id) for name, voice in voices.items()},
+                files=files,
+            )
+        )
+
+
+def _quantization(style: Style) -> manifest.Quantization | None:
+    if style.bits is None:
+        return None
+    return manifest.Quantization(
+        method="rtn",
+        bits=style.bits,
+        group_size=style.group_size,
+        symmetric=False,
+        accuracy_level=style.accuracy_level,
+    )
+
+
+def _thinker(checkpoint: Checkpoint, config: DecoderConfig) -> manifest.Thinker:
+    thinker = checkpoint.config.section("thinker_config")
+    return manifest.Thinker(
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        kv_cache=_kv_cache(config),
+        rope_theta=config.rope_theta,
+        mrope_section=list(config.mrope_section),
+        eos_token_ids=_eos_token_ids(thinker),
+        embedding="thinker_embedding.npy",
+    )
+
+
+def _talker(section: Section, configs: Configs) -> manifest.Talker:
+    config = configs.talker
+    return manifest.Talker(
+        embedding_size=configs.embedding_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        kv_cache=_kv_cache(config),
+        rope_theta=config.rope_theta,
+        mrope_section=list(config.mrope_section),
+        embedding="talker_embedding.npy",
+        codec_bos_token_id=section.integer("tts_codec_start_token_id"),
+        codec_eos_token_id=section.integer("tts_codec_end_token_id"),
+        codec_pad_token_id=section.integer("tts_codec_pad_token_id"),
+        codec_mask_token_id=section.integer("tts_codec_mask_token_id"),
+        text_eos_token_id=section.integer("tts_text_end_token_id"),
+        text_pad_token_id=section.integer("tts_text_pad_token_id"),
+    )
+
+
+def _kv_cache(config: DecoderConfig) -> manifest.KVCache:
+    return manifest.KVCache(layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim)
+
+
+def _eos_token_ids(thinker: Section) -> list[int]:
+    """Ids that end a reply, where the reference's generation looks for them."""
+    for section in (thinker, thinker.section("text_config")):
+        if section.has("eos_token_id"):
+            value = section.values["eos_token_id"]
+            return [int(item) for item in value] if isinstance(value, list) else [section.integer("eos_token_id")]
+    raise CheckpointError(f"{thinker.path} has no eos_token_id, so that no reply could end; download config.json again")
+
+
+def _token2wav(configs: Configs) -> manifest.Token2Wav:
+    dit = configs.dit
+    times = [float(time) for time in rk4_times(_ODE_POINTS, _ODE_SWAY)]
+    return manifest.Token2Wav(
+        code_count=dit.num_embeds,
+        frames_per_code=dit.repeats,
+        block_frames=dit.block_size,
+        mel_bins=dit.mel_dim,
+        sample_rate_hz=24_000,  # BigVGAN's product of rates, 240 samples a frame, at the DiT's 100 frames a second
+        samples_per_frame=int(np.prod(configs.vocoder.upsample_rates)),
+        max_frames=dit.max_positions,
+        ode=manifest.OdeSchedule(solver="rk4", times=times, guidance=_GUIDANCE),
+        modulation="dit_modulation.npy",
+    )
+
+
+def _tokens(thinker: Section) -> manifest.Tokens:
+    return manifest.Tokens(
+        audio=thinker.integer("audio_token_id", "audio_token_index"),
+        audio_bos=thinker.integer("audio_start_token_id"),
+        audio_eos=thinker.integer("audio_end_token_id"),
+        image=thinker.integer("image_token_id", "image_token_index"),
+        video=thinker.integer("video_token_id", "video_token_index"),
+        vision_bos=thinker.integer("vision_start_token_id"),
+        vision_eos=thinker.integer("vision_end_token_id"),
+        position_ids_per_second=thinker.integer("position_id_per_seconds"),
+        seconds_per_chunk=thinker.integer("seconds_per_chunk"),
+    )
+
+
+def _write_table(reader: Reader, name: str, path: Path, dtype: np.dtype[np.generic]) -> None:
+    """Write an embedding table as a plain array, block by block: it can be larger than everything else in memory."""
+    shape = reader.weights.shape(name)
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    for start, rows in reader.rows(name, shape, _ROWS_AT_ONCE):
+        table[start : start + len(rows)] = rows
+    table.flush()
+
+
+def _voice_arrays(config: DiTConfig, reader: Reader, voices: dict[str, VoiceArrays]) -> dict[str, Array]:
+    """Arrays of `voices.safetensors` (see `runtime.manifest.Voice`)."""
+    arrays: dict[str, Array] = {}
+    for name, voice in voices.items():
+        arrays[f"{name}.cond"] = voice.cond
+        arrays[f"{name}.encoding"] = encode_speaker(config, reader, voice.ref_mel)
+        arrays[f"{name}.null_encoding"] = encode_speaker(config, reader, np.zeros_like(voice.ref_mel))
+    return arrays

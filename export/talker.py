@@ -1,0 +1,47 @@
+"""The Talker: rows of Thinker states in, speech-code logits out, 50 codes a second.
+
+Inputs: `inputs_embeds f (1, S, E)` (Thinker state + embedding, or code embedding + reply row; E is the Thinker's
+width), `position_ids int64 (3, S)`, cache. Outputs: `logits float32 (1, Vt)` of the last position, cache.
+Checkpoint prefix: `talker.`.
+"""
+
+from __future__ import annotations
+
+from .attention import POSITION_IDS, split_cache_inputs
+from .decoder import LOGITS_TYPE, Decoder, DecoderConfig, last_position, logits_port
+from .graph import ComponentGraph, Module, Op, Port, Style, Value, build
+from .layers import OutputHead, linear
+
+
+class Talker(Module):
+    """Projection, decoder and head (checkpoint: `talker`)."""
+
+    def __init__(self, config: DecoderConfig, embedding_size: int, style: Style) -> None:
+        super().__init__()
+        self.config, self.style = config, style
+        self.thinker_to_talker_proj = linear(embedding_size, config.hidden_size, style)
+        self.model = Decoder(config, style)
+        self.codec_head = OutputHead(config.hidden_size, config.vocab_size, style)
+
+    def forward(self, op: Op, inputs_embeds: Value, position_ids: Value, *cache: Value) -> list[Value]:
+        """Return logits and the present cache."""
+        caches = split_cache_inputs(self.style, self.config.layers, cache)
+        hidden, present = self.model(op, self.thinker_to_talker_proj(op, inputs_embeds), position_ids, caches)
+        logits = op.Cast(self.codec_head(op, last_position(op, hidden)), to=LOGITS_TYPE)
+        return [logits, *present]
+
+
+def talker_graph(config: DecoderConfig, embedding_size: int, style: Style) -> ComponentGraph:
+    """Build the Talker's graph; `embedding_size` is the width of the rows it takes."""
+    root = Talker(config, embedding_size, style)
+    model = build(
+        root,
+        "talker",
+        inputs=[
+            Port("inputs_embeds", style.dtype, (1, "positions", embedding_size)),
+            POSITION_IDS,
+            *config.cache.input_ports(style),
+        ],
+        outputs=[logits_port(config.vocab_size), *config.cache.output_ports(style)],
+    )
+    return ComponentGraph("talker", model, root, "talker.")

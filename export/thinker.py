@@ -1,0 +1,51 @@
+"""The Thinker: embeddings of text, audio, image and video in, text logits and hidden states out.
+
+Inputs: `inputs_embeds f (1, S, D)`, `position_ids int64 (3, S)`, cache.
+Outputs: `logits float32 (1, V)` of the last position, `last_hidden_state f (1, S, D)` after the final norm (the Talker
+takes it), cache. Checkpoint prefix: `thinker.`, of which the encoders are components of their own.
+"""
+
+from __future__ import annotations
+
+from .attention import POSITION_IDS, split_cache_inputs
+from .decoder import LOGITS_TYPE, Decoder, DecoderConfig, last_position, logits_port
+from .graph import ComponentGraph, Module, Op, Port, Style, Value, build
+from .layers import OutputHead
+
+
+class Thinker(Module):
+    """Decoder and head (checkpoint: `thinker`)."""
+
+    def __init__(self, config: DecoderConfig, style: Style) -> None:
+        super().__init__()
+        self.config, self.style = config, style
+        self.model = Decoder(config, style)
+        self.lm_head = OutputHead(config.hidden_size, config.vocab_size, style)
+
+    def forward(self, op: Op, inputs_embeds: Value, position_ids: Value, *cache: Value) -> list[Value]:
+        """Return logits, hidden states and the present cache."""
+        caches = split_cache_inputs(self.style, self.config.layers, cache)
+        hidden, present = self.model(op, inputs_embeds, position_ids, caches)
+        logits = op.Cast(self.lm_head(op, last_position(op, hidden)), to=LOGITS_TYPE)
+        return [logits, hidden, *present]
+
+
+def thinker_graph(config: DecoderConfig, style: Style) -> ComponentGraph:
+    """Build the Thinker's graph."""
+    root = Thinker(config, style)
+    width = config.hidden_size
+    model = build(
+        root,
+        "thinker",
+        inputs=[
+            Port("inputs_embeds", style.dtype, (1, "positions", width)),
+            POSITION_IDS,
+            *config.cache.input_ports(style),
+        ],
+        outputs=[
+            logits_port(config.vocab_size),
+            Port("last_hidden_state", style.dtype, (1, "positions", width)),
+            *config.cache.output_ports(style),
+        ],
+    )
+    return ComponentGraph("thinker", model, root, "thinker.")

@@ -1,0 +1,33 @@
+"""Every tolerance of the tests, by what is compared. A miss is a bug, never a reason to loosen a number."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FP32_RELATIVE = 1e-4
+"""A float32 graph against the float32 reference."""
+
+FP16_RELATIVE = 5e-3
+"""A float16 graph against the float32 reference."""
+
+WHOLE_REPLY_RELATIVE = 1e-3
+"""Mel and waveform of a whole reply, 36 DiT evaluations deep, given the same noise."""
+
+FEATURES = 1e-4
+"""Mel features and image patches against the reference processor's."""
+
+CHUNKED_PREFILL = 1e-5
+"""Logits of a prompt prefilled in chunks against the same in one piece."""
+
+INT4_MATMUL = 2e-5
+"""An INT4 graph against the float32 product with its dequantized weights."""
+
+
+def relative_error(out: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """`‖out − reference‖ / ‖reference‖`; shapes must agree."""
+    a: npt.NDArray[Any] = np.asarray(out, np.float64)
+    b: npt.NDArray[Any] = np.asarray(reference, np.float64)
+    assert a.shape == b.shape, f"shape {a.shape}, expected {b.shape}"
+    assert np.isfinite(a).all(), "out holds NaN or infinity"
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
