@@ -6,6 +6,8 @@ takes all the spellings there are, newest first.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError
@@ -56,7 +58,7 @@ class Section:
         if not self.has(*names) and default is not None:
             return default
         name, value = self._find(names)
-        if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
             raise self._wrong(name, "a list of whole numbers", value)
         return tuple(value)
 
@@ -79,3 +81,14 @@ class Section:
 
     def _wrong(self, name: str, expected: str, value: object) -> CheckpointError:
         return CheckpointError(f"{self.path}.{name} is {value!r}; expected {expected}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object; raises `CheckpointError` when it does not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also UnicodeDecodeError
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download the file again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, not a JSON object; download the file again")
+    return values

@@ -151,6 +151,8 @@ class Token2Wav(Record, frozen=True):
     mel_bins: int
     sample_rate_hz: int
     samples_per_frame: int
+    vocoder_context_frames: int
+    """Mel frames on each side of a frame that reach its samples: the vocoder's, when it works piece by piece."""
     max_frames: int
     ode: OdeSchedule
     modulation: str
