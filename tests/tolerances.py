@@ -20,6 +20,12 @@ FEATURES = 1e-4
 CHUNKED_PREFILL = 1e-5
 """Logits of a prompt prefilled in chunks against the same in one piece."""
 
+SPEAKER_ENCODING = 1e-5
+"""The speaker encoder in NumPy against the reference."""
+
+VOCODER_PIECES = 1e-5
+"""A waveform made piece by piece against the same in one piece."""
+
 INT4_MATMUL = 2e-5
 """An INT4 graph against the float32 product with its dequantized weights."""
 

@@ -2,8 +2,9 @@
 
     python docs/measurements/full_size_checkpoint.py 3b DIRECTORY
 
-Names and shapes come from the reference model on the meta device, values are bfloat16 noise of a Linear layer's size, so
-that everything that reads a real checkpoint can be measured without one. Talker sizes of 3B are as publicly reported.
+Names and shapes come from the reference model on the meta device, values are bfloat16 noise of a Linear layer's size,
+so that everything that reads a real checkpoint can be measured without one. Talker sizes of 3B are as publicly
+reported.
 Needs the extra `[test]`, and the test tree for the tokenizer and processor files.
 """
 

@@ -1,4 +1,4 @@
-"""DiT and vocoder at the published size against the forms they could have had: float32, CPU, two threads, random weights.
+"""DiT and vocoder at the published size beside forms they could have had: float32, CPU, two threads, random weights.
 
     python docs/measurements/token2wav_graphs.py > docs/measurements/token2wav_graphs.txt
 
@@ -15,18 +15,26 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from nearfield.export.attention import full_attention
-from nearfield.export.bigvgan import Activation, BigVGANConfig, SnakeBeta, low_pass, vocoder_graph
-from nearfield.export.bigvgan import _Filters, _phase_kernels  # noqa: PLC2701  # to measure a part on its own
+from nearfield.export.bigvgan import (
+    Activation,
+    BigVGANConfig,
+    Filters,
+    SnakeBeta,
+    low_pass,
+    phase_kernels,
+    vocoder_graph,
+)
 from nearfield.export.bind import Reader, write_component
 from nearfield.export.config import Section
-from nearfield.export.dit import DiT, DiTAttention, dit_graph
+from nearfield.export.dit import Blocks, DiT, DiTAttention, dit_graph
 from nearfield.export.dit_config import DiTConfig
 from nearfield.export.graph import (
     FLOAT32,
@@ -42,14 +50,12 @@ from nearfield.export.graph import (
     build,
 )
 from nearfield.export.layers import Linear, silu
-from nearfield.runtime.manifest import ComponentName
 
 THREADS = 2
 STYLE = Style("ort", "float32")
 DIT = DiTConfig.from_hf(Section({}, "dit_config"))
 VOCODER = BigVGANConfig.from_hf(Section({}, "bigvgan_config"))
 FRAMES = (240, 1440)
-Call = Callable[[], Array]
 
 
 class Noise(Reader):
@@ -60,7 +66,7 @@ class Noise(Reader):
         self.parameters = 0
 
     def read(self, name: str, shape: Sequence[int]) -> Array:  # noqa: ARG002  # noise needs no name
-        """Return noise, about ±1/√fan-in at the width of the DiT."""
+        """Return noise, of the size 1/√fan-in at the width of the DiT."""
         self.parameters += int(np.prod(shape))
         return (self.random.random(shape, np.float32) - np.float32(0.5)) * np.float32(0.1)
 
@@ -72,7 +78,7 @@ class Noise(Reader):
 class FullAttention(DiTAttention):
     """The reference's form: every frame against every frame, and a mask that leaves the blocks seen."""
 
-    def forward(self, op: Op, x: Value, blocks: object) -> Value:
+    def forward(self, op: Op, x: Value, blocks: Blocks) -> Value:
         """`(2, P, width) → (2, P, width)`."""
         query, key = (self._rotate_head_0(op, project(op, x), blocks) for project in (self.to_q, self.to_k))
         out = full_attention(
@@ -80,7 +86,7 @@ class FullAttention(DiTAttention):
         )
         return self.to_out[0](op, out)
 
-    def _full_mask(self, op: Op, blocks: object) -> Value:
+    def _full_mask(self, op: Op, blocks: Blocks) -> Value:
         keys = blocks.key_mask  # (1, P)
         count = op.Div(op.Shape(keys, start=1, end=2), [self.config.block_size])
         size = op.Constant(value_int=self.config.block_size)
@@ -128,8 +134,8 @@ def dit_variant(root: Module, modulation: Port) -> ComponentGraph:
     """The DiT's graph with another root."""
     mel = Port("mel", FLOAT32, (1, "frames", 80))
     inputs = [
-        mel, Port("codes", INT64, (1, "codes")), Port("speaker", FLOAT32, (1, 192)), Port("encoding", FLOAT32, (2, 128)),
-        modulation, Port("guidance", FLOAT32, ()),
+        mel, Port("codes", INT64, (1, "codes")), Port("speaker", FLOAT32, (1, 192)),
+        Port("encoding", FLOAT32, (2, 128)), modulation, Port("guidance", FLOAT32, ()),
     ]  # fmt: skip
     model = build(root, "dit", inputs, [Port("velocity", FLOAT32, mel.shape)])
     return ComponentGraph("dit", model, root, "")
@@ -159,7 +165,7 @@ class SingleChannels(Activation):
     def forward(self, op: Op, x: Value, filters: object) -> Value:  # noqa: ARG002  # it has its own
         """`(1, channels, T) → (1, channels, T)`."""
         up, down = (
-            op.Constant(value=ir.tensor(kernel)) for kernel in (_phase_kernels()[0][:, None], _phase_kernels()[1][None])
+            op.Constant(value=ir.tensor(kernel)) for kernel in (phase_kernels()[0][:, None], phase_kernels()[1][None])
         )
         x = op.Pad(op.Reshape(x, [self.channels, 1, -1]), [0, 0, 3, 0, 0, 3], mode="edge")
         x = op.Squeeze(self.act(op, op.Unsqueeze(op.Conv(x, up), [0])), [0])  # (channels, 2, T)
@@ -168,13 +174,13 @@ class SingleChannels(Activation):
         return op.Reshape(op.Conv(x, down), [1, self.channels, -1])
 
 
-def activation_graph(kind: type[Module], channels: int) -> ComponentGraph:
+def activation_graph(kind: Callable[[int, Style], Module], channels: int) -> ComponentGraph:
     """One activation as a graph."""
     root = kind(channels, STYLE)
-    up, down = _phase_kernels()
+    up, down = phase_kernels()
 
     def forward(op: Op, x: Value) -> list[Value]:
-        filters = _Filters(
+        filters = Filters(
             op.Constant(value=ir.tensor(np.tile(up[:, None], (channels, 1, 1)))),
             op.Constant(value=ir.tensor(np.tile(down[None], (channels, 1, 1)))),
         )
@@ -198,12 +204,12 @@ def load(component: ComponentGraph) -> tuple[onnxruntime.InferenceSession, int]:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), reader.parameters
 
 
-def timed(label: str, call: Call, runs: int) -> Array:
+def timed(label: str, call: Callable[[], Sequence[Array]], runs: int) -> Array:
     """Run a few times, print the best and return what came out."""
     clock, processor = [], []
     for _ in range(runs):
         start, start_processor = time.perf_counter(), time.process_time()
-        out = call()
+        (out,) = call()
         clock.append(time.perf_counter() - start)
         processor.append(time.process_time() - start_processor)
     print(f"{label}: {min(clock):.3f} s, CPU time {min(processor):.3f} s (best of {runs})", flush=True)
@@ -218,14 +224,14 @@ def dit_inputs(frames: int) -> dict[str, Array]:
         return random.standard_normal(shape).astype(np.float32)
 
     return {
-        "mel": noise(1, frames, 80), "codes": random.integers(0, DIT.num_embeds, (1, frames // 2)), "speaker": noise(1, 192),
-        "encoding": noise(2, 128), "modulation": noise(DIT.modulation_rows, DIT.hidden_size), "waves": noise(1, 256),
-        "guidance": np.array(0.5, np.float32),
+        "mel": noise(1, frames, 80), "codes": random.integers(0, DIT.num_embeds, (1, frames // 2)),
+        "speaker": noise(1, 192), "encoding": noise(2, 128), "waves": noise(1, 256),
+        "modulation": noise(DIT.modulation_rows, DIT.hidden_size), "guidance": np.array(0.5, np.float32),
     }  # fmt: skip
 
 
 def measure_dit() -> None:
-    """Three forms of the DiT, one loaded at a time."""
+    """Three forms of the DiT, one loaded at a time. The first two have the same weights and give the same velocity."""
     blocks: dict[int, Array] = {}
     waves = Port("waves", FLOAT32, (1, 256))
     forms: dict[str, Callable[[], ComponentGraph]] = {
@@ -240,9 +246,11 @@ def measure_dit() -> None:
         for frames in FRAMES:
             inputs = {key: value for key, value in dit_inputs(frames).items() if key in names}
             runs = 3 if frames == FRAMES[0] else 1
-            out = timed(f"  F = {frames}", lambda: session.run(None, inputs)[0], runs)
-            if "waves" not in names:
-                apart = np.linalg.norm(out - blocks.setdefault(frames, out)) / np.linalg.norm(out)
+            out = timed(f"  F = {frames}", partial(session.run, None, inputs), runs)
+            if frames not in blocks:
+                blocks[frames] = out
+            elif "waves" not in names:
+                apart = np.linalg.norm(out - blocks[frames]) / np.linalg.norm(out)
                 print(f"    relative distance to block by block: {apart:.1e}")
 
 
@@ -250,18 +258,17 @@ def measure_vocoder() -> None:
     """The activation in three forms, where it has many channels and where it has few, then the whole."""
     for channels, samples in ((768, 1200), (96, 14_400), (24, 57_600)):
         x = np.random.default_rng(1).standard_normal((1, channels, samples)).astype(np.float32)
-        first: Array | None = None
+        outputs: list[Array] = []
         for kind in (Activation, SingleChannels, Transposed):
             session, _ = load(activation_graph(kind, channels))
-            out = timed(
-                f"activation ({channels}, {samples}), {kind.__name__}", lambda: session.run(None, {"x": x})[0], 5
-            )
-            first = out if first is None else first
-            print(f"  largest difference from the first: {np.abs(out - first).max():.1e}")
+            out = timed(f"activation ({channels}, {samples}), {kind.__name__}", partial(session.run, None, {"x": x}), 5)
+            outputs.append(out)
+            if len(outputs) > 1:
+                print(f"  largest difference from the first: {np.abs(out - outputs[0]).max():.1e}")
     session, parameters = load(vocoder_graph(VOCODER, STYLE))
     print(f"vocoder: {parameters / 1e6:.1f} million weights")
     mel = np.random.default_rng(2).normal(-5.5, 2.0, (1, 80, 240)).astype(np.float32)
-    timed("vocoder, 240 frames = 2.4 s of speech", lambda: session.run(None, {"mel": mel})[0], 2)
+    timed("vocoder, 240 frames = 2.4 s of speech", partial(session.run, None, {"mel": mel}), 2)
 
 
 def main() -> None:
