@@ -1,0 +1,185 @@
+"""A turn as its caller sees it: events in order, their timing, limits, seeds, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from nearfield.errors import ContextLimitError, InputError, UnknownVoiceError
+from nearfield.export.export import ExportOptions, export_bundle
+from nearfield.runtime.events import AudioChunk, Event, TextDelta, TurnEnd
+from nearfield.runtime.manifest import Dialect
+from nearfield.runtime.messages import Audio, Message, Text
+from nearfield.runtime.omni import Omni
+from nearfield.runtime.sampling import Sampling
+from nearfield.runtime.thinker import Thinker
+
+QUESTION = [Message("user", [Text("Hello, how are you today?")])]
+WARM = Sampling(temperature=1.5)
+SHORT: dict[str, Any] = {"max_tokens": 6, "max_codes": 20}
+
+
+@pytest.fixture(scope="module")
+def bundle_path(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("omni") / "bundle"
+    export_bundle(checkpoint_3b, path, ExportOptions(bits=32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def omni(bundle_path: Path) -> Omni:
+    return Omni.load(bundle_path, context=256, threads=1)
+
+
+def text_of(events: Iterable[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def tokens_of(events: Iterable[Event]) -> list[int]:
+    return [event.token_id for event in events if isinstance(event, TextDelta) and event.token_id is not None]
+
+
+def samples_of(events: Iterable[Event]) -> Any:
+    return np.concatenate([np.empty(0, np.float32), *(e.samples for e in events if isinstance(e, AudioChunk))])
+
+
+def end_of(events: list[Event]) -> TurnEnd:
+    end = events[-1]
+    assert isinstance(end, TurnEnd)
+    return end
+
+
+def that_ends_with(omni: Omni, token_id: int) -> Omni:
+    """The same, but for a Thinker whose replies end with `token_id`."""
+    thinker = omni.parts.thinker
+    settings = msgspec.structs.replace(thinker.settings, eos_token_ids=[token_id])
+    ended = Thinker(thinker.decoder, settings, omni.bundle.thinker_embedding())
+    return Omni(omni.bundle, replace(omni.parts, thinker=ended))
+
+
+def test_a_turn_is_text_then_sound_then_its_end(omni: Omni) -> None:
+    events = list(omni.respond(QUESTION, seed=1, **SHORT))
+    kinds = [type(event) for event in events]
+    assert kinds == sorted(kinds, key=[TextDelta, AudioChunk, TurnEnd].index)
+    end = end_of(events)
+    assert text_of(events) == end.text
+    assert (len(tokens_of(events)), end.timing.reply_tokens) == (6, 6)
+    assert (end.stop_reason, end.speech_stop_reason) == ("max_tokens", "max_codes")
+    chunk = next(event for event in events if isinstance(event, AudioChunk))
+    assert chunk.sample_rate_hz == 24_000
+    assert chunk.samples.dtype == np.float32
+    samples = samples_of(events)
+    assert len(samples) == 20 * 480  # a code is 20 ms
+    assert end.timing.audio_seconds == 0.4
+    assert end.timing.codes == 20
+    assert np.abs(samples).max() <= 1
+    assert samples.std() > 0
+
+
+def test_a_silent_turn_writes_the_same_text(omni: Omni) -> None:
+    spoken = list(omni.respond(QUESTION, seed=1, **SHORT))
+    silent = list(omni.respond(QUESTION, speak=False, **SHORT))
+    assert tokens_of(silent) == tokens_of(spoken)
+    end = end_of(silent)
+    assert not any(isinstance(event, AudioChunk) for event in silent)
+    assert (end.speech_stop_reason, end.timing.codes, end.timing.time_to_first_audio_ms) == (None, 0, None)
+
+
+def test_the_seed_fixes_text_codes_and_noise_each_by_its_own_stream(omni: Omni) -> None:
+    def turn(seed: int, **options: Any) -> list[Event]:
+        return list(omni.respond(QUESTION, thinker_sampling=WARM, seed=seed, **(SHORT | options)))
+
+    first, again, other = turn(5), turn(5), turn(6)
+    assert tokens_of(first) == tokens_of(again) != tokens_of(other)
+    np.testing.assert_array_equal(samples_of(first), samples_of(again))
+    assert tokens_of(turn(5, speak=False)) == tokens_of(first)
+    np.testing.assert_array_equal(samples_of(turn(5, max_codes=1)), samples_of(turn(5, max_codes=1)))
+
+
+def test_without_a_seed_turns_differ(omni: Omni) -> None:
+    turns = [tokens_of(omni.respond(QUESTION, thinker_sampling=WARM, speak=False, max_tokens=20)) for _ in range(2)]
+    assert turns[0] != turns[1]
+
+
+def test_a_turn_does_not_depend_on_the_one_before(omni: Omni) -> None:
+    first = list(omni.respond(QUESTION, seed=1, **SHORT))
+    list(omni.respond([Message("user", [Audio(np.zeros(16_000, np.float32))])], seed=2, **SHORT))
+    again = list(omni.respond(QUESTION, seed=1, **SHORT))
+    assert tokens_of(again) == tokens_of(first)
+    np.testing.assert_array_equal(samples_of(again), samples_of(first))
+
+
+def test_starting_a_turn_ends_the_one_before(omni: Omni) -> None:
+    expected = tokens_of(omni.respond(QUESTION, speak=False, **SHORT))
+    abandoned = omni.respond([Message("user", [Text("Something else.")])], **SHORT)
+    next(abandoned)
+    running = omni.respond(QUESTION, speak=False, **SHORT)
+    assert next(abandoned, None) is None
+    assert tokens_of(running) == expected
+
+
+def test_an_empty_reply_has_no_sound(omni: Omni) -> None:
+    [first, *_] = tokens_of(omni.respond(QUESTION, speak=False, **SHORT))
+    events = list(that_ends_with(omni, first).respond(QUESTION, **SHORT))
+    assert len(events) == 1
+    end = end_of(events)
+    assert (end.text, end.stop_reason, end.speech_stop_reason) == ("", "end", "end")
+    assert (end.timing.reply_tokens, end.timing.codes, end.timing.time_to_first_token_ms) == (0, 0, None)
+
+
+def test_a_single_token_cut_by_the_limit_has_no_sound_and_one_that_ends_has(omni: Omni) -> None:
+    cut = list(omni.respond(QUESTION, max_tokens=1, max_codes=8))
+    assert (len(tokens_of(cut)), end_of(cut).timing.codes, end_of(cut).stop_reason) == (1, 0, "max_tokens")
+    tokens = tokens_of(omni.respond(QUESTION, speak=False, **SHORT))
+    assert tokens[0] != tokens[1]
+    ended = list(that_ends_with(omni, tokens[1]).respond(QUESTION, seed=1, max_codes=8))
+    assert tokens_of(ended) == tokens[:1]
+    assert end_of(ended).stop_reason == "end"
+    assert end_of(ended).timing.codes > 0
+
+
+def test_a_reply_that_fills_the_context_ends_there(bundle_path: Path, omni: Omni) -> None:
+    prompt_tokens = end_of(list(omni.respond(QUESTION, speak=False, **SHORT))).timing.prompt_tokens
+    small = Omni.load(bundle_path, context=prompt_tokens + 3, threads=1)
+    end = end_of(list(small.respond(QUESTION, speak=False)))
+    assert (end.timing.reply_tokens, end.stop_reason) == (4, "context")  # the fourth is read from the third
+
+
+def test_times_come_from_the_clock_and_follow_each_other(omni: Omni) -> None:
+    ticks = iter(range(10_000))
+    clocked = Omni(omni.bundle, omni.parts, clock=lambda: float(next(ticks)))
+    timing = end_of(list(clocked.respond(QUESTION, seed=1, **SHORT))).timing
+    assert timing.time_to_first_token_ms == 1000
+    assert timing.time_to_first_audio_ms is not None
+    assert 1000 < timing.text_ms < timing.time_to_first_audio_ms < timing.total_ms
+    assert timing.speech_codes_ms == 1000
+    assert timing.speech_waveform_ms >= 1000
+
+
+def test_what_cannot_be_done_is_refused_at_the_call(omni: Omni, bundle_path: Path) -> None:
+    with pytest.raises(UnknownVoiceError, match=r"voice 'Nobody' .* it has Chelsie, Ethan"):
+        omni.respond(QUESTION, voice="Nobody")
+    assert omni.voices == ["Chelsie", "Ethan"]
+    for name in ("max_tokens", "max_codes"):
+        with pytest.raises(InputError, match=f"{name} is 0; expected at least 1"):
+            omni.respond(QUESTION, **(SHORT | {name: 0}))
+    long = [Message("user", [Text("very long " * 200)])]
+    with pytest.raises(ContextLimitError, match=r"Thinker: .* its context holds 256; shorten the conversation"):
+        omni.respond(long)
+    with pytest.raises(InputError, match=r"context is 0; .* has positions for 1 … "):
+        Omni.load(bundle_path, context=0)
+
+
+def test_an_int4_bundle_speaks(checkpoint_3b: Path, tmp_path: Path) -> None:
+    dialects: list[Dialect] = ["ort", "standard"]
+    for dialect in dialects:
+        options = ExportOptions(bits=4, float_type="float32", dialect=dialect)
+        export_bundle(checkpoint_3b, tmp_path / dialect, options)
+        events = list(Omni.load(tmp_path / dialect, threads=1).respond(QUESTION, seed=1, **SHORT))
+        assert len(tokens_of(events)) == 6
+        assert len(samples_of(events)) == end_of(events).timing.codes * 480 > 0
