@@ -1,0 +1,152 @@
+"""The Talker at work: rows of the Thinker in, speech codes out, 50 codes a second of speech.
+
+Inputs: prompt rows `float32 (P, E)` and reply rows `float32 (E)`, one a Thinker token (see `thinker.py`) → output:
+codes below `code_count`, one a step. Incremental by design: a step needs the reply row of its place or the knowledge
+that the reply has ended, so speech can be made while the reply is still being written.
+
+Each step feeds the embedding of the code before it + the next reply row. When the reply's rows are used up, the row is
+that of the token `text_eos` once and `text_pad` from then on (technical report, arXiv 2503.20215, section 2.3).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from . import manifest
+from .decoder import Decoder, Float32, Int64
+from .sampling import Sampler, Sampling
+from .session import Array
+from .thinker import gather_rows
+
+SpeechStop = Literal["end", "max_codes", "context"]
+"""Why speech ended: the Talker said so, the limit was reached, or the Talker's context is full."""
+
+
+class Talker:
+    """One reply being spoken. `begin`, then `push` rows and `finish_text`, and `step` whenever `ready`."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        settings: manifest.Talker,
+        code_embedding: Array,
+        text_embedding: Array,
+        *,
+        code_count: int,
+    ) -> None:
+        """`code_embedding (Vt, E)` is the Talker's own table, `text_embedding (V, E)` the Thinker's; the DiT has codes
+        0 … `code_count` − 1."""
+        self._decoder, self._settings = decoder, settings
+        self._code_embedding, self._text_embedding = code_embedding, text_embedding
+        self._text_eos: Float32 = gather_rows(text_embedding, [settings.text_eos_token_id])[0]
+        self._text_pad: Float32 = gather_rows(text_embedding, [settings.text_pad_token_id])[0]
+        self._stops = (settings.codec_eos_token_id, settings.codec_pad_token_id)
+        # The vocabulary goes past the codes the DiT has rows for. The reference suppresses only `codec_bos`, and would
+        # fail on any other; masking them all changes nothing where it stays inside.
+        self._suppressed = sorted(set(range(code_count, settings.vocab_size)) - set(self._stops))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the reply."""
+        self._decoder.reset()
+        self._rows: deque[Float32] = deque()
+        self._text_finished = self._text_eos_fed = False
+        self._sampler: Sampler | None = None
+        self._previous_code = self._settings.codec_bos_token_id
+        self._count = self._max_codes = 0
+        self._stop_reason: SpeechStop | None = None
+
+    def begin(
+        self,
+        prompt_rows: Float32,
+        position_ids: Int64,
+        *,
+        voice_bos_token_id: int,
+        sampling: Sampling,
+        generator: np.random.Generator,
+        max_codes: int,
+    ) -> None:
+        """Start a reply after a prompt: its rows `(P, E)` and TMRoPE ids `(3, P)`, then the token that calls the voice.
+
+        Raises `ContextLimitError` when they do not fit with a first code.
+        """
+        self.reset()
+        settings = self._settings
+        self._decoder.check_fits(len(prompt_rows) + 2)
+        voice_row = gather_rows(self._text_embedding, [voice_bos_token_id]) + self._embed(settings.codec_pad_token_id)
+        # The prompt ends in text, whose three ids are equal; the voice's token and the first reply token continue it.
+        # From there on the reference counts from the largest id so far, which a video may have pushed ahead.
+        last = int(position_ids[0, -1])
+        self._position = last + 2
+        self._next_position = max(int(position_ids.max()), last + 2) + 1
+        self._decoder.prefill(
+            np.concatenate([prompt_rows, voice_row]),  # (P + 1, E)
+            np.concatenate([position_ids, np.full((3, 1), last + 1, np.int64)], axis=1),
+        )
+        # The reference's repetition penalty counts the codec ids that stand for the prompt as seen. Pad, one of them,
+        # ends speech, so this matters: it makes an end there a little less likely.
+        seen = [settings.codec_mask_token_id, settings.codec_pad_token_id, settings.codec_bos_token_id]
+        self._sampler = Sampler(sampling, settings.vocab_size, generator, seen=seen, suppressed=self._suppressed)
+        self._max_codes = max_codes
+
+    def push(self, row: Float32) -> None:
+        """Add the row `(E,)` of the next reply token."""
+        if self._text_finished:
+            raise ValueError("a row was pushed after finish_text(); begin() starts another reply")
+        self._rows.append(row)
+
+    def finish_text(self) -> None:
+        """Say that no more rows come."""
+        self._text_finished = True
+        if self._count == 0 and not self._rows:
+            self._stop_reason = "end"  # nothing was said
+
+    @property
+    def stop_reason(self) -> SpeechStop | None:
+        """Why speech ended; None while it has not."""
+        return self._stop_reason
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step can be made: speech has not ended, and the row it needs is there or no row will come."""
+        return self._stop_reason is None and self._sampler is not None and bool(self._rows or self._text_finished)
+
+    def step(self) -> int | None:
+        """Make the next code, or None when speech ends here. Only while `ready`."""
+        if not self.ready or self._sampler is None:
+            raise ValueError("the Talker is not ready: begin() a reply, then push() a row or finish_text()")
+        output = self._decoder.step(self._next_row() + self._embed(self._previous_code)[0], self._position)
+        self._position, self._next_position = self._next_position, self._next_position + 1
+        code = self._sampler.choose(output.logits)
+        if code in self._stops:
+            self._stop_reason = "end"
+            return None
+        self._previous_code = code
+        self._count += 1
+        if self._count == self._max_codes:
+            self._stop_reason = "max_codes"
+        elif self._decoder.length == self._decoder.context:
+            self._stop_reason = "context"
+        return code
+
+    def codes(self) -> Iterator[int]:
+        """Make codes for as long as the Talker is ready."""
+        while self.ready:
+            code = self.step()
+            if code is not None:
+                yield code
+
+    def _next_row(self) -> Float32:
+        if self._rows:
+            return self._rows.popleft()
+        if not self._text_eos_fed:
+            self._text_eos_fed = True
+            return self._text_eos
+        return self._text_pad
+
+    def _embed(self, code: int) -> Float32:
+        return gather_rows(self._code_embedding, [code])
