@@ -16,17 +16,17 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import nn
 
 from ..errors import ExportError
 from ..runtime.manifest import FileRecord
 from .graph import Array, ComponentGraph, bind, shape_of
 
-_ALIGNMENT = 4096  # a page, so that a tensor can be memory-mapped alone
+_PAGE_BYTES = 4096  # a tensor of a page or more begins on one, so that it can be memory-mapped alone
+_SMALL_ALIGNMENT_BYTES = 64  # smaller ones only on a cache line: a vocoder has hundreds of them
 _CHUNK_BYTES = 1 << 24
 
-Progress = Callable[[str, int], None]
-"""Called with the component at work and the number of weights taken from the checkpoint since the last call."""
+Progress = Callable[[str, int, int], None]
+"""Called with the component at work, the weights taken from the checkpoint so far, and how many there are."""
 
 
 class Weights(Protocol):
@@ -58,6 +58,10 @@ class Reader:
     progress: Progress | None = None
     component: str = ""
     taken: set[str] = field(default_factory=set)
+    _done: int = 0
+
+    def __post_init__(self) -> None:
+        self._total = sum(math.prod(self.weights.shape(name)) for name in self.weights.names)
 
     def read(self, name: str, shape: Sequence[int]) -> Array:
         """Return the tensor as float32 or float16; raises `ExportError` when it is missing or of another shape."""
@@ -92,9 +96,12 @@ class Reader:
                 f"tensor {name!r} has shape {found}, its config.json says {tuple(shape)}; "
                 "weights and configuration are of different checkpoints"
             )
-        if name not in self.taken and self.progress is not None:
-            self.progress(self.component, math.prod(found))
+        if name in self.taken:
+            return
         self.taken.add(name)
+        self._done += math.prod(found)
+        if self.progress is not None:
+            self.progress(self.component, self._done, self._total)
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class _DataFile:
         self._offset = 0
         self._hash = hashlib.sha256()
 
-    def append(self, parameter: nn.Parameter, array: Array) -> ir.ExternalTensor:
+    def append(self, parameter: ir.Value, array: Array) -> ir.ExternalTensor:
         """Write `array` in the parameter's type and return the reference that goes into the graph."""
         dtype = parameter.dtype
         assert dtype is not None and parameter.name is not None
@@ -152,7 +159,8 @@ class _DataFile:
             if array.shape != shape_of(parameter):
                 raise ExportError(f"{parameter.name}: filled with shape {array.shape}, declared {shape_of(parameter)}")
             content = np.ascontiguousarray(array, dtype.numpy())
-        self._write(b"\0" * (-self._offset % _ALIGNMENT))
+        alignment = _PAGE_BYTES if content.nbytes >= _PAGE_BYTES else _SMALL_ALIGNMENT_BYTES
+        self._write(b"\0" * (-self._offset % alignment))
         offset = self._offset
         raw = memoryview(content.reshape(-1).view(np.uint8).data)
         for start in range(0, len(raw), _CHUNK_BYTES):

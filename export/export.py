@@ -1,11 +1,12 @@
 """A checkpoint → a bundle: every component declared, filled and written, then the tables and files around them.
 
 `export_bundle` reads top to bottom like the list of what a bundle holds. Everything is written into a temporary
-directory that becomes the bundle only when it is whole (`runtime.bundle.BundleWriter`).
+directory that becomes the bundle only when it is whole (`bundle_writer.BundleWriter`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,14 +17,16 @@ from safetensors.numpy import save
 from .. import __version__
 from ..errors import CheckpointError
 from ..runtime import manifest
-from ..runtime.bundle import BundleWriter
 from .audio_encoder import AudioEncoderConfig, audio_encoder_graph
 from .bigvgan import BigVGANConfig, vocoder_graph
 from .bind import Progress, Reader, write_component
+from .bundle_writer import BundleWriter
 from .checkpoint import Checkpoint
 from .config import Section
 from .decoder import DecoderConfig
-from .dit import DiTConfig, dit_graph, modulation_table, rk4_times
+from .dit import dit_graph
+from .dit_config import DiTConfig
+from .dit_modulation import modulation_table, rk4_times
 from .graph import Array, ComponentGraph, Style
 from .preprocessor import read_audio, read_vision
 from .speaker_encoder import encode_speaker
@@ -118,7 +121,8 @@ def export_bundle(
     voices = read_voices(checkpoint_path / "spk_dict.pt")
     tokenizer_json, chat_template = collect_tokenizer(checkpoint_path)
     reader = Reader(checkpoint, progress)
-    with BundleWriter(target, overwrite=options.overwrite) as writer:
+    needed_bytes = _expected_bytes(checkpoint, options)
+    with BundleWriter(target, overwrite=options.overwrite, needed_bytes=needed_bytes) as writer:
         components: dict[manifest.ComponentName, manifest.Component] = {}
         unused: list[str] = []
         for component, style in configs.graphs(options):
@@ -136,12 +140,15 @@ def export_bundle(
         thinker = _thinker(checkpoint, configs.thinker)
         talker = _talker(checkpoint.config.section("talker_config"), configs)
         dtype = options.style().numpy_dtype
-        _write_table(reader, "thinker.model.embed_tokens.weight", writer.path_of(thinker.embedding), dtype)
-        _write_table(reader, "talker.model.embed_tokens.weight", writer.path_of(talker.embedding), dtype)
+        for table, name in ((thinker.embedding, "thinker"), (talker.embedding, "talker")):
+            tensor = f"{name}.model.embed_tokens.weight"
+            shape = checkpoint.shape(tensor)
+            blocks = (rows for _, rows in reader.rows(tensor, shape, _ROWS_AT_ONCE))
+            writer.write_array(table, shape, dtype, blocks)
         token2wav = _token2wav(configs)
         reader.component = "dit"
-        table = modulation_table(configs.dit, reader, token2wav.ode.times)
-        np.save(writer.path_of(token2wav.modulation), table)
+        modulation = modulation_table(configs.dit, reader, token2wav.ode.times)
+        writer.write_array(token2wav.modulation, modulation.shape, modulation.dtype, [modulation])
         writer.path_of("voices.safetensors").write_bytes(save(_voice_arrays(configs.dit, reader, voices)))
         writer.path_of("tokenizer.json").write_bytes(tokenizer_json)
         writer.path_of("chat_template.jinja").write_text(chat_template, encoding="utf-8", newline="\n")
@@ -163,6 +170,19 @@ def export_bundle(
                 files=files,
             )
         )
+
+
+def _expected_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
+    """About how much room the bundle takes, to refuse a disk that is too small before hours of work."""
+    float_bytes = options.style().numpy_dtype.itemsize
+    speech_bytes = options.token2wav_style().numpy_dtype.itemsize
+    total = 0.0
+    for name in checkpoint.names:
+        bytes_each: float = speech_bytes if name.startswith("token2wav.") else float_bytes
+        if options.bits == 4 and name.startswith(("thinker.model.layers.", "talker.model.layers.")):
+            bytes_each = 0.5 + (float_bytes + 0.5) / options.group_size  # a code, its share of a scale and a zero
+        total += bytes_each * math.prod(checkpoint.shape(name))
+    return int(total)
 
 
 def _quantization(style: Style) -> manifest.Quantization | None:
@@ -232,7 +252,8 @@ def _token2wav(configs: Configs) -> manifest.Token2Wav:
         block_frames=dit.block_size,
         mel_bins=dit.mel_dim,
         sample_rate_hz=24_000,  # BigVGAN's product of rates, 240 samples a frame, at the DiT's 100 frames a second
-        samples_per_frame=int(np.prod(configs.vocoder.upsample_rates)),
+        samples_per_frame=configs.vocoder.samples_per_frame,
+        vocoder_context_frames=configs.vocoder.context_frames,
         max_frames=dit.max_positions,
         ode=manifest.OdeSchedule(solver="rk4", times=times, guidance=_GUIDANCE),
         modulation="dit_modulation.npy",
@@ -251,15 +272,6 @@ def _tokens(thinker: Section) -> manifest.Tokens:
         position_ids_per_second=thinker.integer("position_id_per_seconds"),
         seconds_per_chunk=thinker.integer("seconds_per_chunk"),
     )
-
-
-def _write_table(reader: Reader, name: str, path: Path, dtype: np.dtype[np.generic]) -> None:
-    """Write an embedding table as a plain array, block by block: it can be larger than everything else in memory."""
-    shape = reader.weights.shape(name)
-    table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    for start, rows in reader.rows(name, shape, _ROWS_AT_ONCE):
-        table[start : start + len(rows)] = rows
-    table.flush()
 
 
 def _voice_arrays(config: DiTConfig, reader: Reader, voices: dict[str, VoiceArrays]) -> dict[str, Array]:

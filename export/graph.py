@@ -89,7 +89,7 @@ class Parameter(nn.Parameter):
 class Module(nn.Module):
     """A part of a graph, and the account of which checkpoint tensors fill it."""
 
-    def bind(self, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+    def bind(self, prefix: str, source: TensorSource) -> Iterator[tuple[ir.Value, Array]]:
         """Yield every parameter of this module and its children with the array that fills it, one at a time.
 
         `prefix` is the checkpoint path of this module, with its trailing dot. Modules that change a tensor on its way
@@ -99,13 +99,13 @@ class Module(nn.Module):
         for name, child in self.named_children():
             yield from bind(child, f"{prefix}{name}.", source)
 
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[ir.Value, Array]]:
         """Yield this module's own parameters, each from the checkpoint tensor of its name."""
         for name, parameter in self.named_parameters(recurse=False):
             yield parameter, source.read(prefix + name, shape_of(parameter))
 
 
-def bind(module: nn.Module, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+def bind(module: nn.Module, prefix: str, source: TensorSource) -> Iterator[tuple[ir.Value, Array]]:
     """`Module.bind`, also through onnxscript's own containers, which have no parameters themselves."""
     if isinstance(module, Module):
         yield from module.bind(prefix, source)
@@ -149,6 +149,8 @@ def build(
         value.dtype = port.dtype
         value.shape = ir.Shape(port.shape)
         graph.outputs.append(value)
+    for node in graph:
+        node.metadata_props.clear()  # the builder's notes on classes and scopes: half a file, and names already say it
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="nearfield")
 
 

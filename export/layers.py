@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from onnxscript import nn
 
+from ..errors import QuantizationError
 from ..quantize.packing import pack_dequantize_linear, pack_matmul_nbits
 from ..quantize.rtn import round_to_nearest
 from .graph import CONTRIB, UINT4, UINT8, Array, Module, Op, Parameter, Style, TensorSource, Value
@@ -39,7 +39,7 @@ class Linear(Module):
         y = op.MatMul(x, self.weight)
         return op.Add(y, self.bias) if self.bias is not None else y
 
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[Value, Array]]:
         """Transpose the checkpoint's `(outputs, inputs)`."""
         yield self.weight, source.read(f"{prefix}weight", (self.outputs, self.inputs)).T
         if self.bias is not None:
@@ -81,10 +81,13 @@ class Int4Linear(Module):
             y = op.MatMul(x, dequantized)
         return op.Add(y, self.bias) if self.bias is not None else y
 
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[Value, Array]]:
         """Quantize the checkpoint's weight and pack it for the dialect."""
         weight = source.read(f"{prefix}weight", (self.outputs, self.inputs)).astype(np.float32)
-        quantized = round_to_nearest(weight, self.style.group_size, self.style.numpy_dtype)
+        try:
+            quantized = round_to_nearest(weight, self.style.group_size, self.style.numpy_dtype)
+        except QuantizationError as error:
+            raise QuantizationError(f"{prefix}weight: {error}") from error
         pack = pack_matmul_nbits if self.style.contrib else pack_dequantize_linear
         yield from zip((self.weight, self.scales, self.zeros), pack(quantized), strict=True)
         if self.bias is not None:
@@ -106,7 +109,7 @@ class OutputHead(Module):
         """Emit Gemm with the weight transposed."""
         return op.Gemm(x, self.weight, transB=1)
 
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[Value, Array]]:
         """Convert row block by row block."""
         shape = (self.outputs, self.inputs)
         array = np.empty(shape, self.style.numpy_dtype)

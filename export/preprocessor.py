@@ -6,13 +6,12 @@ section each for the feature extractor and the image processor.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..runtime.manifest import Audio, Vision
-from .config import Section
+from .config import Section, read_json
 
 # The reference's processor sets video's pixel limits itself (Qwen2_5OmniProcessor.videos_kwargs), in 28 × 28 pixels.
 _VIDEO_MIN_PIXELS = 128 * 28 * 28
@@ -71,11 +70,7 @@ def _read(checkpoint: Path, part: str) -> Section:
         path = checkpoint / name
         if not path.is_file():
             continue
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # also UnicodeDecodeError
-            raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from error
-        section = Section(values, name)
+        section = Section(read_json(path), name)
         if section.has(part):
             return section.section(part)
         if name == "preprocessor_config.json":

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import nn
 
 from ..errors import CheckpointError
 from .attention import full_attention, rotary
@@ -134,7 +133,7 @@ class PatchProjection(Module):
         """Emit MatMul."""
         return op.MatMul(x, self.weight)
 
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[nn.Parameter, Array]]:
+    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[ir.Value, Array]]:
         """Flatten the kernel `(width, channels, frames, rows, columns)` in the order the patches are in."""
         config = self.config
         shape = (config.width, config.channels, config.temporal_patch_frames, config.patch_pixels, config.patch_pixels)

@@ -47,6 +47,8 @@ class Shape:
     vision_depth: int
     vision_full_attention: tuple[int, ...]
     dit_width: int
+    vocoder_channels: int = 128
+    vocoder_kernels: tuple[int, ...] = (3, 7, 11)
 
     @property
     def head_dim(self) -> int:
@@ -109,7 +111,7 @@ def build_config(shape: Shape, ids: TokenIds) -> Qwen2_5OmniConfig:
     return Qwen2_5OmniConfig(
         thinker_config=_thinker(shape, ids),
         talker_config=_talker(shape, ids),
-        token2wav_config={"dit_config": _dit(shape), "bigvgan_config": {"upsample_initial_channel": 128}},
+        token2wav_config={"dit_config": _dit(shape), "bigvgan_config": _bigvgan(shape)},
         enable_audio_output=True,
     )
 
@@ -192,6 +194,14 @@ def _talker(shape: Shape, ids: TokenIds) -> dict[str, object]:
         "audio_end_token_id": ids.audio_eos,
         "vision_start_token_id": ids.vision_bos,
         "vision_end_token_id": ids.vision_eos,
+    }
+
+
+def _bigvgan(shape: Shape) -> dict[str, object]:
+    return {
+        "upsample_initial_channel": shape.vocoder_channels,
+        "resblock_kernel_sizes": list(shape.vocoder_kernels),
+        "resblock_dilation_sizes": [[1, 3, 5] for _ in shape.vocoder_kernels],
     }
 
 
