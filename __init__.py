@@ -1,3 +1,56 @@
-"""Nearfield: Qwen2.5-Omni on your own desktop, offline, from quantized ONNX graphs."""
+"""Nearfield: Qwen2.5-Omni on your own desktop, offline, from quantized ONNX graphs.
+
+    from nearfield import Audio, AudioChunk, Message, Omni, TextDelta, TurnEnd, read_audio
+
+The public names are loaded when they are first asked for, so that `nearfield --help` does not wait for ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import NearfieldError
+    from .runtime.audio import read_audio, write_wav
+    from .runtime.events import AudioChunk, TextDelta, TurnEnd
+    from .runtime.images import read_image
+    from .runtime.messages import Audio, Image, Message, Text, Video
+    from .runtime.omni import Omni
+    from .runtime.sampling import Sampling
+
+__all__ = [
+    "Audio",
+    "AudioChunk",
+    "Image",
+    "Message",
+    "NearfieldError",
+    "Omni",
+    "Sampling",
+    "Text",
+    "TextDelta",
+    "TurnEnd",
+    "Video",
+    "read_audio",
+    "read_image",
+    "write_wav",
+]
+
+_HOMES = {
+    "NearfieldError": ".errors",
+    "Omni": ".runtime.omni",
+    "Sampling": ".runtime.sampling",
+    "read_audio": ".runtime.audio",
+    "read_image": ".runtime.images",
+    "write_wav": ".runtime.audio",
+}
+_HOMES |= dict.fromkeys(("AudioChunk", "TextDelta", "TurnEnd"), ".runtime.events")
+_HOMES |= dict.fromkeys(("Audio", "Image", "Message", "Text", "Video"), ".runtime.messages")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,99 @@
+"""`nearfield ask`: a question in text, sound or an image → an answer in text and speech."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .common import check_folder
+
+NAME = "ask"
+SUMMARY = "ask a bundle something; it answers in text and speech"
+DESCRIPTION = """\
+Ask a bundle a question: text, a sound file, an image, or several of these. The answer's text goes to standard output as
+it is written, its speech into a WAV file."""
+EXAMPLES = """\
+examples:
+  nearfield ask omni-3b --audio question.wav --out reply.wav
+  nearfield ask omni-3b --text "Tell me a story." --voice Ethan --seed 7
+  nearfield ask omni-3b --image photo.jpg --text "What is this?" --no-speech"""
+
+SYSTEM = (
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
+    "visual inputs, as well as generating text and speech."
+)
+"""The reference warns that speech may not work with any other."""
+
+CODES_PER_SECOND = 50
+"""Of the Talker: a code stands for two mel frames of 10 ms."""
+
+DEVICES = ("cpu", "cuda", "tensorrt-rtx")
+"""`runtime.session.DEVICES`, which is not imported for the sake of a quick help."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory of the bundle")
+    question = parser.add_argument_group("the question (at least one)")
+    question.add_argument("--text", metavar="TEXT", help="in words")
+    question.add_argument("--audio", metavar="FILE", type=Path, help="a sound file: WAV, FLAC, OGG, MP3")
+    question.add_argument("--image", metavar="FILE", type=Path, help="an image file")
+    question.add_argument(
+        "--system",
+        metavar="TEXT",
+        default=SYSTEM,
+        help="instructions to the model; it speaks as it was trained to only with the default, its publisher's",
+    )
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--voice", metavar="NAME", help="a voice of the bundle (nearfield inspect lists them)")
+    answer.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("reply.wav"), help="where speech goes (default: %(default)s)"
+    )
+    answer.add_argument("--no-speech", action="store_true", help="text only, which is quicker")
+    answer.add_argument("--json", metavar="FILE", type=Path, help="also write the text and the timing to FILE")
+    answer.add_argument(
+        "--max-tokens", metavar="N", type=positive, default=512, help="most tokens of text (default: %(default)s)"
+    )
+    answer.add_argument(
+        "--max-seconds", metavar="N", type=positive, default=80, help="most seconds of speech (default: %(default)s)"
+    )
+    answer.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: %(default)s)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where graphs run (default: %(default)s)")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer one question: its text on standard output, everything else on standard error."""
+    if args.text is None and args.audio is None and args.image is None:
+        args.usage_error("give a question: --text, --audio or --image")
+    speech = None if args.no_speech else args.out
+    check_folder(speech, args.json)
+    from ...runtime.omni import Omni
+    from .turn import conversation, summary, take, write_json, write_speech
+
+    messages = conversation(system=args.system, audio=args.audio, image=args.image, text=args.text)
+    omni = Omni.load(args.bundle, device=args.device)
+    events = omni.respond(
+        messages,
+        voice=args.voice,
+        speak=speech is not None,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+        max_codes=args.max_seconds * CODES_PER_SECOND,
+    )
+    reply = take(events, sys.stdout)
+    if speech is not None:
+        print(write_speech(speech, reply), file=sys.stderr)
+    print(summary(reply), file=sys.stderr)
+    if args.json is not None:
+        write_json(args.json, reply)
+    return 0

@@ -1,0 +1,82 @@
+"""`nearfield export`: a checkpoint → a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .common import needs_extra, size
+
+NAME = "export"
+SUMMARY = "make a bundle from a downloaded checkpoint"
+DESCRIPTION = """\
+Make a bundle from a checkpoint: a directory as published, with config.json, the safetensors files, the tokenizer and
+spk_dict.pt (the voices). Nothing is downloaded. The bundle appears when it is whole; a failed export leaves nothing.
+
+Needs the optional part: pip install "nearfield[export]". Torch is not needed. Memory: that of the largest tensor."""
+EXAMPLES = """\
+examples:
+  nearfield export Qwen2.5-Omni-3B -o omni-3b                      4-bit language model, the rest in float16
+  nearfield export Qwen2.5-Omni-3B -o omni-3b --dtype float32      the same for a CPU, where float16 is slow
+  nearfield export Qwen2.5-Omni-7B -o omni-7b --bits 16            nothing quantized
+  nearfield export Qwen2.5-Omni-7B -o omni-7b --dialect standard   standard ONNX operators only"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="directory of the checkpoint")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="directory to make")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(4, 16, 32),
+        default=4,
+        help="4: linear layers of Thinker and Talker as INT4; 16, 32: floats throughout (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        help="type of activations and of weights that are not INT4 (default: float32 with --bits 32, else float16)",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=("ort", "standard"),
+        default="ort",
+        help="ort: ONNX Runtime's own operators, fastest there; standard: ONNX operators only (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=(1, 4),
+        default=4,
+        help="INT4 on a CPU: 4 computes with int8 activations, 1 in float32 (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, with a progress bar on a terminal, and say what was made."""
+    with needs_extra("export"):
+        from ...export.export import ExportOptions, export_bundle
+    from tqdm import tqdm
+
+    options = ExportOptions(
+        bits=args.bits,
+        float_type=args.dtype,
+        dialect=args.dialect,
+        accuracy_level=args.accuracy_level,
+        overwrite=args.overwrite,
+    )
+    with tqdm(unit=" weights", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def progress(component: str, done: int, total: int) -> None:
+            bar.set_description(component, refresh=False)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        manifest = export_bundle(args.checkpoint, args.output, options, progress)
+    total = sum(record.size_bytes for record in manifest.files.values())
+    print(f"{args.output}: {manifest.model}, {len(manifest.components)} components, {size(total)}")
+    print(f"next: nearfield inspect {args.output}; nearfield ask {args.output} --text hello --out reply.wav")
+    return 0

@@ -1,0 +1,123 @@
+"""`nearfield inspect`: what is in a bundle, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import size, table
+
+if TYPE_CHECKING:
+    from ...runtime.manifest import Component, KVCache, Manifest
+
+NAME = "inspect"
+SUMMARY = "say what is in a bundle and check its files"
+DESCRIPTION = """\
+Show the components of a bundle, their types and sizes, its voices and limits.
+
+Always checked: the manifest, the size of every file, and the SHA-256 hash of files under 4 MB. With --check every file
+is read and its hash compared, which takes as long as the disk takes."""
+EXAMPLES = """\
+examples:
+  nearfield inspect omni-3b
+  nearfield inspect omni-3b --check"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory of the bundle")
+    parser.add_argument("--check", action="store_true", help="also compare the hash of every file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the bundle, describe it, and check it as far as asked."""
+    from tqdm import tqdm
+
+    from ...runtime.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    print(describe(bundle.manifest))
+    print()
+    if not args.check:
+        print("Sizes of all files and hashes of the small ones are right; --check compares all hashes.")
+        return 0
+    with tqdm(
+        total=bundle.total_bytes, unit="B", unit_scale=True, desc="hashing", file=sys.stderr, disable=None, leave=False
+    ) as bar:
+
+        def progress(done_bytes: int) -> None:
+            bar.update(done_bytes)
+
+        bundle.check(progress)
+    print("Sizes and hashes of all files are right.")
+    return 0
+
+
+def describe(manifest: Manifest) -> str:
+    """The bundle as text: a table of components, then what it can do."""
+    return "\n".join(
+        [
+            f"{manifest.model}, exported by Nearfield {manifest.nearfield_version}, schema {manifest.schema_version}",
+            "",
+            table(list(_component_rows(manifest)), right=frozenset({3, 4, 5})),
+            "",
+            table(list(_facts(manifest))),
+        ]
+    )
+
+
+def _component_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    total = sum(record.size_bytes for record in manifest.files.values())
+    yield "component", "type", "linear layers", "parameters", "on disk", "share"
+    counted = 0
+    for name, component in manifest.components.items():
+        on_disk = sum(manifest.files[file].size_bytes for file in (component.graph, component.data))
+        counted += on_disk
+        yield (
+            name,
+            f"{component.dtype}, {component.dialect}",
+            _storage(component),
+            _count(component.parameters),
+            size(on_disk),
+            f"{on_disk / total:.1%}",
+        )
+    rest = total - counted
+    yield "tables, tokenizer, voices", "", "", "", size(rest), f"{rest / total:.1%}"
+    parameters = sum(component.parameters for component in manifest.components.values())
+    yield "all", "", "", _count(parameters), size(total), "100.0%"
+
+
+def _storage(component: Component) -> str:
+    """How linear layers are stored: `int4 rtn, groups of 128`, or the float type again."""
+    quantization = component.quantization
+    if quantization is None:
+        return component.dtype
+    zero_point = "symmetric" if quantization.symmetric else "asymmetric"
+    return f"int{quantization.bits} {quantization.method}, groups of {quantization.group_size}, {zero_point}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:,.1f} M" if parameters >= 1_000_000 else f"{parameters / 1e3:.1f} k"
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    thinker, talker, speech = manifest.thinker, manifest.talker, manifest.token2wav
+    yield "voices", ", ".join(manifest.voices)
+    yield "vocabulary", f"{thinker.vocab_size:,} text tokens, {speech.code_count:,} speech codes"
+    yield "context", f"{thinker.max_positions:,} positions of text, sound and image; {talker.max_positions:,} of speech"
+    for name, cache, component in (
+        ("Thinker", thinker.kv_cache, manifest.components["thinker"]),
+        ("Talker", talker.kv_cache, manifest.components["talker"]),
+    ):
+        kept = kv_bytes_per_1000(cache, 4 if component.dtype == "float32" else 2)
+        yield f"memory for the {name}'s context", f"{size(kept)} per 1000 positions"
+    steps = (len(speech.ode.times) - 1) // 3
+    yield "speech", f"{speech.sample_rate_hz / 1000:g} kHz, {speech.ode.solver} with {steps} steps"
+
+
+def kv_bytes_per_1000(cache: KVCache, item_bytes: int) -> int:
+    """Bytes of keys and values that 1000 positions take in all layers."""
+    return 2 * cache.layers * cache.kv_heads * cache.head_dim * item_bytes * 1000

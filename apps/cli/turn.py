@@ -1,0 +1,126 @@
+"""One turn for `ask` and `demo`: files → messages; events → text as it comes, and the whole reply at the end.
+
+Output: `Reply`, with its text, `samples float32 (n)` at `sample_rate_hz` and its timing; as a WAV file and as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from ...errors import NearfieldError
+from ...runtime.audio import read_audio, write_wav
+from ...runtime.events import AudioChunk, Event, TextDelta, TurnEnd
+from ...runtime.images import read_image
+from ...runtime.messages import Audio, Image, Message, Part, Text
+
+_MEGABYTE = 1e6
+# Control characters but newline and tab: a reply must not be able to steer the terminal.
+_SHOWN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """All of a turn."""
+
+    end: TurnEnd
+    samples: npt.NDArray[np.float32]
+    sample_rate_hz: int
+
+
+def conversation(*, system: str, audio: Path | None, image: Path | None, text: str | None) -> list[Message]:
+    """One question, its parts in this order, under the system's instructions. Raises `InputError` for a bad file."""
+    parts: list[Part] = []
+    if audio is not None:
+        parts.append(Audio(read_audio(audio)))
+    if image is not None:
+        parts.append(Image(read_image(image)))
+    if text is not None:
+        parts.append(Text(text))
+    return [Message("system", [Text(system)]), Message("user", parts)]
+
+
+def take(events: Iterable[Event], out: TextIO) -> Reply:
+    """Drain a turn, writing its text to `out` as it comes; a silent turn has no samples and rate 0."""
+    chunks: list[npt.NDArray[np.float32]] = []
+    sample_rate_hz = 0
+    end: TurnEnd | None = None
+    for event in events:
+        match event:
+            case TextDelta():
+                out.write(event.text.translate(_SHOWN))
+                out.flush()
+            case AudioChunk():
+                chunks.append(event.samples)
+                sample_rate_hz = event.sample_rate_hz
+            case TurnEnd():
+                end = event
+    out.write("\n")
+    if end is None:
+        raise NearfieldError("the turn broke off without an end; run again with --debug and report what it shows")
+    samples = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+    return Reply(end, samples, sample_rate_hz)
+
+
+def summary(reply: Reply) -> str:
+    """How long the turn took, in one line."""
+    timing = reply.end.timing
+    parts = [f"{timing.prompt_tokens} prompt tokens, {timing.reply_tokens} reply tokens in {timing.text_ms:.0f} ms"]
+    if timing.time_to_first_token_ms is not None:
+        parts.append(f"first token after {timing.time_to_first_token_ms:.0f} ms")
+    if timing.time_to_first_audio_ms is not None:
+        parts.append(f"first sound after {timing.time_to_first_audio_ms:.0f} ms")
+    factor = real_time_factor(reply)
+    if factor is not None:
+        parts.append(f"{timing.audio_seconds:.2f} s of speech, real-time factor {factor:.2f}")
+    return "; ".join(parts)
+
+
+def real_time_factor(reply: Reply) -> float | None:
+    """Time the turn took over the length of its speech, so under 1 is faster than speaking; None without speech."""
+    timing = reply.end.timing
+    return timing.total_ms / 1000 / timing.audio_seconds if timing.audio_seconds > 0 else None
+
+
+def write_speech(path: Path, reply: Reply) -> str:
+    """Write the speech as a WAV file, if there is any, and return a line that says so. Raises `AudioError`."""
+    if not len(reply.samples):
+        return f"no speech: the reply was too short to be spoken; {path} is not written"
+    write_wav(path, reply.samples, reply.sample_rate_hz)
+    return f"speech: {path} ({len(reply.samples) / reply.sample_rate_hz:.2f} s at {reply.sample_rate_hz / 1000:g} kHz)"
+
+
+def write_json(path: Path, reply: Reply) -> None:
+    """Write what the turn said and how long it took. Raises `NearfieldError` when the file cannot be written."""
+    timing = asdict(reply.end.timing)
+    record = {
+        "transcript": reply.end.text,
+        "stop_reason": reply.end.stop_reason,
+        "speech_stop_reason": reply.end.speech_stop_reason,
+        "sample_rate_hz": reply.sample_rate_hz,
+        **timing,
+        "real_time_factor": real_time_factor(reply),
+        "peak_rss_mb": round(peak_rss_bytes() / _MEGABYTE, 1),
+    }
+    try:
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise NearfieldError(f"{path} cannot be written ({error}); choose a folder that exists and is yours") from error
+
+
+def peak_rss_bytes() -> int:
+    """Most main memory this process has held so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # POSIX only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but bytes on macOS

@@ -1,0 +1,152 @@
+"""The command line as a user meets it: help, usage errors, exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from nearfield import __version__
+from nearfield.apps.cli import ask, common, main
+from nearfield.errors import BundleError, NearfieldError
+from nearfield.runtime.session import Device
+
+COMMANDS = ("export", "verify", "inspect", "ask", "demo", "doctor")
+
+
+def exit_code(*argv: str) -> int:
+    """The exit code of the command line, whether it returns or argparse ends it."""
+    try:
+        return main.main(argv)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+def test_the_installed_command_is_this_one() -> None:
+    (entry,) = entry_points(group="console_scripts", name="nearfield")
+    assert entry.load() is main.main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"nearfield {__version__}\n"
+
+
+def test_help_says_what_a_bundle_is_and_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--help") == 0
+    text = capsys.readouterr().out
+    assert "bundle: a directory" in text
+    assert text.index("nearfield doctor") < text.index("nearfield demo") < text.index("nearfield export")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "example" in text
+    assert f"  nearfield {command}" in text
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from nearfield.apps.cli.main import build_parser\n"
+        "build_parser().format_help()\n"
+        "print([name for name in ('numpy', 'onnxruntime', 'tokenizers', 'msgspec', 'tqdm') if name in sys.modules])\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("sing",),
+        ("export", "checkpoint"),
+        ("export", "checkpoint", "-o", "bundle", "--bits", "3"),
+        ("export", "checkpoint", "-o", "bundle", "--dialect", "onnx"),
+        ("verify", "bundle"),
+        ("inspect",),
+        ("ask", "bundle"),
+        ("ask", "bundle", "--text", "hello", "--device", "tpu"),
+        ("ask", "bundle", "--text", "hello", "--max-tokens", "0"),
+        ("demo", "--seed", "x"),
+        ("doctor", "now"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2_with_the_usage_on_stderr(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: nearfield" in err
+
+
+def test_an_error_is_one_line_on_stderr_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("inspect", str(tmp_path)) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"nearfield: error: {tmp_path} is a directory without manifest.json")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [("--debug", "inspect"), ("inspect", "--debug")], ids=" ".join)
+def test_debug_shows_the_error_itself(argv: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        main.main([*argv, str(tmp_path)])
+
+
+@pytest.mark.parametrize("argv", [("ask", "bundle", "--text", "hello", "--out"), ("demo", "--out")], ids=" ".join)
+def test_a_place_the_answer_cannot_go_is_refused_before_any_work(
+    argv: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*argv, str(tmp_path / "nowhere" / "reply.wav")) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_exporting_what_is_no_checkpoint_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("export", str(tmp_path), "-o", str(tmp_path / "bundle")) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
+    message = r'needs onnx_no_such, .* pip install "nearfield\[export\]"'
+    with pytest.raises(NearfieldError, match=message), common.needs_extra("export"):
+        importlib.import_module("onnx_no_such")
+
+
+def test_a_fault_in_nearfield_is_not_taken_for_a_missing_extra() -> None:
+    with pytest.raises(ModuleNotFoundError), common.needs_extra("export"):
+        importlib.import_module("nearfield.no_such")
+
+
+def test_interrupting_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert main.guarded(interrupted, debug=False) == 130
+    assert capsys.readouterr().err == "nearfield: interrupted\n"
+
+
+def test_devices_offered_are_those_of_the_runtime() -> None:
+    assert get_args(Device) == ask.DEVICES
+
+
+def test_sizes_and_tables_read_well() -> None:
+    assert [common.size(n) for n in (0, 999, 1000, 12_340_000, 3_000_000_000)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "12.3 MB",
+        "3.00 GB",
+    ]
+    assert common.table([("a", "1"), ("bcd", "20")], right=frozenset({1})) == "a     1\nbcd  20"

@@ -1,0 +1,147 @@
+"""The commands at work on a tiny checkpoint: export, inspect, verify, ask, demo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTION
+from nearfield.apps.cli.inspect import kv_bytes_per_1000
+from nearfield.apps.cli.main import main
+from nearfield.runtime.bundle import Bundle
+from nearfield.runtime.manifest import KVCache
+
+DEMO_LIMIT_BYTES = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT4 bundle of the 3B-shaped checkpoint, made by the command."""
+    path = tmp_path_factory.mktemp("bundle") / "small"
+    assert main(["export", str(checkpoint_3b), "-o", str(path), "--dtype", "float32"]) == 0
+    return path
+
+
+def test_export_makes_what_its_options_say(checkpoint_3b: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    options = ["--bits", "4", "--dtype", "float16", "--dialect", "standard", "--accuracy-level", "1"]
+    assert main(["export", str(checkpoint_3b), "-o", str(path), *options]) == 0
+    thinker = Bundle.open(path).manifest.components["thinker"]
+    assert (thinker.dtype, thinker.dialect) == ("float16", "standard")
+    assert thinker.quantization is not None
+    assert (thinker.quantization.bits, thinker.quantization.accuracy_level) == (4, 1)
+
+
+def test_export_replaces_a_bundle_only_when_told_to(
+    checkpoint_3b: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = shutil.copytree(bundle, tmp_path / "bundle")
+    again = ["export", str(checkpoint_3b), "-o", str(target), "--bits", "32"]
+    assert main(again) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert Bundle.open(target).manifest.components["thinker"].quantization is not None
+    assert main([*again, "--overwrite"]) == 0
+    assert Bundle.open(target).manifest.components["thinker"].quantization is None
+
+
+def test_inspect_lists_components_voices_and_limits(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle)]) == 0
+    text = capsys.readouterr().out
+    manifest = Bundle.open(bundle).manifest
+    for name in (*manifest.components, *manifest.voices, f"{manifest.thinker.max_positions:,} positions"):
+        assert name in text
+    assert "int4 rtn, groups of 128" in text
+    assert "--check compares all hashes" in text
+
+
+def test_inspect_check_finds_a_changed_byte(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shutil.copytree(bundle, tmp_path / "bundle")
+    assert main(["inspect", str(path), "--check"]) == 0
+    largest = max(path.iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert main(["inspect", str(path), "--check"]) == 1
+    assert f"{largest.name} is damaged" in capsys.readouterr().err
+
+
+def test_cache_sizes_are_keys_and_values_of_all_layers() -> None:
+    published_3b = KVCache(layers=36, kv_heads=2, head_dim=128)
+    assert kv_bytes_per_1000(published_3b, 2) == 36_864_000
+
+
+def test_verify_prints_every_output_and_passes(
+    bundle: Path, checkpoint_3b: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(bundle), "--against", str(checkpoint_3b)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for component in Bundle.open(bundle).manifest.components:
+        assert any(line.startswith(component) and line.endswith("ok") for line in lines)
+    assert lines[-1] == "all outputs are within their limits"
+
+
+def test_verify_against_another_checkpoint_is_not_a_pass(bundle: Path, checkpoint_7b: Path) -> None:
+    assert main(["verify", str(bundle), "--against", str(checkpoint_7b)]) == 1
+
+
+def test_ask_writes_text_to_stdout_and_speech_and_timing_to_files(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech, record = tmp_path / "reply.wav", tmp_path / "reply.json"
+    question = ["--audio", str(DEMO_QUESTION), "--text", "hello"]
+    limits = ["--max-tokens", "8", "--max-seconds", "1", "--voice", "Ethan", "--seed", "3"]
+    assert main(["ask", str(bundle), *question, *limits, "--out", str(speech), "--json", str(record)]) == 0
+    said = json.loads(record.read_text(encoding="utf-8"))
+    assert said["reply_tokens"] == 8
+    assert said["stop_reason"] == "max_tokens"
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert str(speech) in err
+    info = soundfile.info(speech)
+    assert (info.samplerate, info.channels, info.subtype) == (24_000, 1, "PCM_16")
+    assert said["audio_seconds"] <= 1.0
+    assert info.duration == pytest.approx(said["audio_seconds"])
+
+
+def test_ask_without_speech_writes_no_sound(bundle: Path, tmp_path: Path) -> None:
+    speech = tmp_path / "reply.wav"
+    argv = ["ask", str(bundle), "--text", "hello", "--max-tokens", "4", "--no-speech", "--out", str(speech)]
+    assert main(argv) == 0
+    assert not speech.exists()
+
+
+def test_ask_with_a_voice_the_bundle_lacks_names_those_it_has(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["ask", str(bundle), "--text", "hello", "--voice", "Nobody", "--out", str(tmp_path / "reply.wav")]
+    assert main(argv) == 1
+    assert "Chelsie, Ethan" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_says_its_weights_are_random_and_measures_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech, record = tmp_path / "demo.wav", tmp_path / "demo.json"
+    assert main(["demo", "--out", str(speech), "--json", str(record)]) == 0
+    assert "weights of the demo bundle are random" in capsys.readouterr().out
+    measured = json.loads(record.read_text(encoding="utf-8"))
+    assert measured["transcript"]
+    for figure in ("time_to_first_token_ms", "time_to_first_audio_ms", "real_time_factor", "audio_seconds"):
+        assert measured[figure] > 0
+    assert 10 < measured["peak_rss_mb"] < 100_000
+    samples, rate_hz = soundfile.read(speech)
+    assert rate_hz == measured["sample_rate_hz"] == 24_000
+    assert len(samples) / rate_hz == pytest.approx(measured["audio_seconds"])
+    assert np.abs(samples).max() > 0.01, "silence is no answer"
+
+
+def test_the_shipped_bundle_is_whole_and_small() -> None:
+    bundle = Bundle.open(DEMO_BUNDLE)
+    bundle.check()
+    assert sum(file.stat().st_size for file in DEMO_BUNDLE.iterdir()) <= DEMO_LIMIT_BYTES
+    assert {component.dialect for component in bundle.manifest.components.values()} == {"ort"}
