@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +58,10 @@ class Reader:
     weights: Weights
     progress: Progress | None = None
     component: str = ""
+    """At work: what is taken is put to its account."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Weights taken by each component."""
     taken: set[str] = field(default_factory=set)
-    _done: int = 0
 
     def __post_init__(self) -> None:
         self._total = sum(math.prod(self.weights.shape(name)) for name in self.weights.names)
@@ -83,10 +86,6 @@ class Reader:
                 "it is of another architecture than its config.json says"
             )
 
-    def count(self, prefix: str) -> int:
-        """Number of weights taken under `prefix`."""
-        return sum(math.prod(self.weights.shape(name)) for name in self.taken if name.startswith(prefix))
-
     def _take(self, name: str, shape: Sequence[int]) -> None:
         if name not in self.weights.names:
             raise ExportError(f"the checkpoint has no tensor {name!r}; it is incomplete: download it again")
@@ -99,9 +98,9 @@ class Reader:
         if name in self.taken:
             return
         self.taken.add(name)
-        self._done += math.prod(found)
+        self.counts[self.component] += math.prod(found)
         if self.progress is not None:
-            self.progress(self.component, self._done, self._total)
+            self.progress(self.component, self.counts.total(), self._total)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def write_component(component: ComponentGraph, reader: Reader, directory: Path) 
         files={graph_name: record, data_name: data.record()},
         graph=graph_name,
         data=data_name,
-        parameters=reader.count(component.prefix),
+        parameters=reader.counts[component.name],
     )
 
 

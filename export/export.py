@@ -137,11 +137,11 @@ def export_bundle(
                 parameters=written.parameters,
                 quantization=_quantization(style),
             )
-        thinker = _thinker(checkpoint, configs.thinker)
+        thinker = _thinker(checkpoint.config, configs.thinker)
         talker = _talker(checkpoint.config.section("talker_config"), configs)
         dtype = options.style().numpy_dtype
         for table, name in ((thinker.embedding, "thinker"), (talker.embedding, "talker")):
-            tensor = f"{name}.model.embed_tokens.weight"
+            reader.component, tensor = name, f"{name}.model.embed_tokens.weight"
             shape = checkpoint.shape(tensor)
             blocks = (rows for _, rows in reader.rows(tensor, shape, _ROWS_AT_ONCE))
             writer.write_array(table, shape, dtype, blocks)
@@ -197,8 +197,7 @@ def _quantization(style: Style) -> manifest.Quantization | None:
     )
 
 
-def _thinker(checkpoint: Checkpoint, config: DecoderConfig) -> manifest.Thinker:
-    thinker = checkpoint.config.section("thinker_config")
+def _thinker(section: Section, config: DecoderConfig) -> manifest.Thinker:
     return manifest.Thinker(
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
@@ -206,7 +205,7 @@ def _thinker(checkpoint: Checkpoint, config: DecoderConfig) -> manifest.Thinker:
         kv_cache=_kv_cache(config),
         rope_theta=config.rope_theta,
         mrope_section=list(config.mrope_section),
-        eos_token_ids=_eos_token_ids(thinker),
+        eos_token_ids=_eos_token_ids(section),
         embedding="thinker_embedding.npy",
     )
 
@@ -234,9 +233,10 @@ def _kv_cache(config: DecoderConfig) -> manifest.KVCache:
     return manifest.KVCache(layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim)
 
 
-def _eos_token_ids(thinker: Section) -> list[int]:
-    """Ids that end a reply, where the reference's generation looks for them."""
-    for section in (thinker, thinker.section("text_config")):
+def _eos_token_ids(config: Section) -> list[int]:
+    """Ids that end a reply: published files keep them with the Thinker, some derived from them elsewhere."""
+    thinker = config.section("thinker_config")
+    for section in (thinker, thinker.section("text_config"), config):
         if section.has("eos_token_id"):
             value = section.values["eos_token_id"]
             return [int(item) for item in value] if isinstance(value, list) else [section.integer("eos_token_id")]

@@ -141,4 +141,7 @@ def test_progress_counts_every_weight_once() -> None:
     for _ in range(2):
         reader.read("part.proj.bias", (5,))
         list(reader.rows("part.head.weight", (4, 5), 3))
-    assert seen == [("thinker", 5, 40), ("thinker", 25, 40)]
+    reader.component = "talker"
+    reader.read("part.proj.weight", (5, 3))
+    assert seen == [("thinker", 5, 40), ("thinker", 25, 40), ("talker", 40, 40)]
+    assert reader.counts == {"thinker": 25, "talker": 15}

@@ -1,6 +1,7 @@
 """A checkpoint becomes a whole bundle or nothing, whatever spelling, sharding and type its files have."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,14 @@ def test_the_bundle_is_whole_and_describes_itself(checkpoint_7b: Path, tmp_path:
     assert manifest.tokens.video == config["thinker_config"]["video_token_index"]
     assert manifest.talker.codec_pad_token_id == config["talker_config"]["tts_codec_pad_token_id"]
     assert len(manifest.token2wav.ode.times) == 28
+    sizes = {name: component.parameters for name, component in manifest.components.items()}
+    tensors = {name: math.prod(shape) for name, shape in _shapes(checkpoint_7b).items()}
+    heard = sum(size for name, size in tensors.items() if name.startswith("thinker.audio_tower."))
+    assert sizes["audio_encoder"] == heard - tensors["thinker.audio_tower.audio_bos_eos_token.weight"]
+    written = sum(
+        size for name, size in tensors.items() if name.startswith(("thinker.model.layers.", "thinker.lm_head"))
+    )
+    assert sizes["thinker"] == written + tensors["thinker.model.norm.weight"]
     assert (manifest.audio.block_frames, manifest.audio.max_frames) == (200, 3000)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -164,6 +173,11 @@ def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint_3b: Path, tmp
 def _export(checkpoint: Path, target: Path) -> Path:
     export_bundle(checkpoint, target, INT4)
     return target
+
+
+def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    shards = [load_file(path) for path in checkpoint.glob("*.safetensors")]
+    return {name: tensor.shape for shard in shards for name, tensor in shard.items()}
 
 
 def _copy(checkpoint: Path, target: Path) -> Path:
