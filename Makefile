@@ -37,8 +37,10 @@ $(RUN_READY): pyproject.toml
 	touch $@
 
 # mypy does not follow editable installs: it finds the package under its name through a link (pyproject.toml, mypy_path).
+# torchvision, the reference's picture front end, lies apart: tests/reference.py says why.
 $(TEST_READY): $(RUN_READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision 'torchvision>=0.23,<0.29'
 	mkdir -p $(VENV)/types
 	ln -sfn ../.. $(VENV)/types/nearfield
 	touch $@

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2_5OmniConfig
 from transformers.initialization import no_init_weights
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as reference
+from transformers.utils import logging
 
 from ..runtime.bundle import Bundle
 from ..runtime.manifest import ComponentName, KVCache
@@ -47,6 +48,7 @@ class Trials:
 
     def __init__(self, bundle: Bundle, checkpoint: Path) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
+        logging.set_verbosity_error()  # or it compares the Talker's text ids with its code vocabulary, and complains
         self.config = Qwen2_5OmniConfig.from_pretrained(checkpoint)
         self.voice_name, self.voice = next(iter(read_voices(checkpoint / "spk_dict.pt").items()))
 

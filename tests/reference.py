@@ -6,7 +6,8 @@ Import this module before anything of ``transformers``: tests/conftest.py does.
 The reference's image and video processing need torchvision. The wheel on PyPI is built for CUDA, and on a torch
 without CUDA its compiled operators are absent: only detection models use them, but ``import torchvision`` then stops
 in ``torchvision._meta_registrations``, which describes those operators to the compiler. An empty module in its place
-is all that is needed; it is put there only where the import fails for that reason.
+is all that is needed; it is put there only where the import fails for that reason. Since such a torchvision stops
+``import transformers`` for everybody else, ``nearfield verify`` among them, it is installed in a folder of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 
 def _import_torchvision() -> None:
+    sys.path.append(str(Path(sys.prefix) / "torchvision"))  # where the Makefile puts it
     try:
         import torchvision  # imported to find out whether it can be
     except RuntimeError as error:

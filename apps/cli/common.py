@@ -42,7 +42,12 @@ def needs_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "nearfield":
+        if error.name is None:  # transformers' way to say that a package it tried to load is broken
+            raise NearfieldError(
+                f"a package this command needs cannot be loaded ({error.__cause__ or error}): "
+                f'install "nearfield[{extra}]" into a fresh environment, and only what fits it'
+            ) from error
+        if error.name.partition(".")[0] == "nearfield":
             raise
         raise NearfieldError(
             f'this command needs {error.name}, which is not installed here: pip install "nearfield[{extra}]" '

@@ -124,6 +124,14 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
         importlib.import_module("onnx_no_such")
 
 
+def test_a_package_that_cannot_load_is_explained() -> None:
+    with (
+        pytest.raises(NearfieldError, match=r"cannot be loaded \(operator nms does not exist\)"),
+        common.needs_extra("x"),
+    ):
+        raise ModuleNotFoundError("Could not import module") from RuntimeError("operator nms does not exist")
+
+
 def test_a_fault_in_nearfield_is_not_taken_for_a_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError), common.needs_extra("export"):
         importlib.import_module("nearfield.no_such")

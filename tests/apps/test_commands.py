@@ -114,13 +114,48 @@ def test_ask_without_speech_writes_no_sound(bundle: Path, tmp_path: Path) -> Non
     assert not speech.exists()
 
 
-def test_ask_with_a_voice_the_bundle_lacks_names_those_it_has(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--text", "hello", "--voice", "Nobody"], "Chelsie, Ethan"),
+        (["--text", "word " * 10_000], "positions"),
+        (["--audio", "no.wav"], "no.wav is not a sound file Nearfield can read"),
+        (["--audio", "empty.wav"], "empty.wav"),
+        (["--audio", "missing.wav"], "missing.wav does not exist"),
+        (["--image", "no.png"], "no.png is not an image Nearfield can read"),
+    ],
+)
+def test_ask_refuses_what_it_cannot_answer_and_leaves_nothing(
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[str],
+    message: str,
 ) -> None:
-    argv = ["ask", str(bundle), "--text", "hello", "--voice", "Nobody", "--out", str(tmp_path / "reply.wav")]
-    assert main(argv) == 1
-    assert "Chelsie, Ethan" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    for name in ("no.wav", "no.png"):
+        Path(name).write_bytes(b"neither sound nor picture")
+    soundfile.write("empty.wav", np.zeros(0), 16_000)
+    before = sorted(tmp_path.iterdir())
+    assert main(["ask", str(bundle), *asked, "--out", "reply.wav", "--json", "reply.json"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("rate_hz", "channels", "subtype"), [(44_100, 2, "PCM_U8"), (8_000, 1, "PCM_16")])
+def test_ask_hears_sound_of_any_rate_width_and_channels(
+    bundle: Path, tmp_path: Path, rate_hz: int, channels: int, subtype: str
+) -> None:
+    question = tmp_path / "question.wav"
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz)
+    soundfile.write(question, np.stack([tone] * channels, axis=1), rate_hz, subtype=subtype)
+    record = tmp_path / "reply.json"
+    argv = ["ask", str(bundle), "--audio", str(question), "--no-speech", "--max-tokens", "2", "--json", str(record)]
+    assert main(argv) == 0
+    assert json.loads(record.read_text(encoding="utf-8"))["reply_tokens"] == 2
 
 
 def test_the_demo_says_its_weights_are_random_and_measures_itself(
