@@ -80,6 +80,10 @@ def cached_attention(
     return out, present_key, present_value
 
 
+MASKED = -65504.0
+"""Added to the score of a key that is not seen: the lowest half float, so no NaN even where a whole row is masked."""
+
+
 def full_attention(
     op: Op, style: Style, query: Value, key: Value, value: Value, heads: int, mask: Value | None = None
 ) -> Value:

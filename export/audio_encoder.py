@@ -17,15 +17,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import CheckpointError
-from .attention import full_attention
+from .attention import MASKED, full_attention
 from .config import Section
 from .graph import INT64, ComponentGraph, Module, ModuleList, Op, Port, Style, Value, build
-from .layers import Conv1d, LayerNorm, linear
+from .layers import Conv1d, LayerNorm, constant, linear
 
 _NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's own; the configuration does not set it
 _MAX_TIMESCALE = 10_000.0
 _CLAMP_FLOAT16 = 65504.0 - 1000.0  # where the reference stops half-precision layers short of infinity
-_MASKED = -65504.0  # the lowest half float: no softmax weight in either type, and no NaN were a whole row masked
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class AudioLayer(Module):
         x = op.Add(x, self.self_attn(op, self.self_attn_layer_norm(op, x), mask))
         x = op.Add(x, self.fc2(op, op.Gelu(self.fc1(op, self.final_layer_norm(op, x)))))
         if self.style.float_type == "float16":
-            x = op.Clip(x, _constant(op, -_CLAMP_FLOAT16, self.style), _constant(op, _CLAMP_FLOAT16, self.style))
+            x = op.Clip(x, constant(op, -_CLAMP_FLOAT16, self.style), constant(op, _CLAMP_FLOAT16, self.style))
         return x
 
 
@@ -129,7 +128,7 @@ class AudioEncoder(Module):
 
         Both convolutions see zeros beyond a block's frames, as the reference's do at the end of a clip.
         """
-        zero = _constant(op, 0.0, self.style)
+        zero = constant(op, 0.0, self.style)
         sounding = op.Unsqueeze(op.Less(_range(op, 0, self.config.block_frames, 1), length), [1])  # (B, 1, 200)
         x = op.Gelu(self.conv1(op, op.Where(sounding, mel, zero)))
         x = op.Gelu(self.conv2(op, op.Where(sounding, x, zero)))  # (B, width, 100)
@@ -140,13 +139,13 @@ class AudioEncoder(Module):
         """0 where a position comes from the block's frames, else very low: `(B, 1, 100, 100)`."""
         positions = self.config.block_frames // 2
         filled = op.Less(_range(op, 0, 2 * positions, 2), length)  # (B, 100): position i is filled if frame 2i is
-        mask = op.Where(filled, _constant(op, 0.0, self.style), _constant(op, _MASKED, self.style))
+        mask = op.Where(filled, constant(op, 0.0, self.style), constant(op, MASKED, self.style))
         return op.Expand(op.Unsqueeze(mask, [1, 2]), [1, 1, positions, 1])
 
     def _clear_unfilled(self, op: Op, embeddings: Value, length: Value) -> Value:
         """Put zeros where a pair of positions is not wholly filled: `(B, 50, D)`; the reference drops those."""
         filled = op.Less(_range(op, 2, self.config.block_frames, 4), length)  # (B, 50): the pair ends at frame 4i + 2
-        return op.Where(op.Unsqueeze(filled, [2]), embeddings, _constant(op, 0.0, self.style))
+        return op.Where(op.Unsqueeze(filled, [2]), embeddings, constant(op, 0.0, self.style))
 
 
 def audio_encoder_graph(config: AudioEncoderConfig, style: Style) -> ComponentGraph:
@@ -171,11 +170,6 @@ def sinusoids(positions: int, width: int) -> npt.NDArray[np.float32]:
     timescales = np.exp(-np.log(_MAX_TIMESCALE) / (width // 2 - 1) * np.arange(width // 2))
     angles = np.arange(positions)[:, None] * timescales[None, :]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
-def _constant(op: Op, value: float, style: Style) -> Value:
-    """Return a scalar in the style's float type."""
-    return op.Constant(value=ir.tensor(np.array(value, style.numpy_dtype)))
 
 
 def _range(op: Op, start: int, stop: int, step: int) -> Value:

@@ -34,7 +34,7 @@ from .graph import (
     Value,
     build,
 )
-from .layers import Conv1d
+from .layers import Conv1d, constant
 
 _MIN_DB, _REFERENCE_DB = -115.0, 20.0  # the reference's constants, in no configuration
 _TAPS = 12  # of the low-pass; odd and even samples see six each
@@ -278,14 +278,14 @@ class BigVGAN(Module):
         """Return `waveform (1, 240·F)`."""
         x = self.conv_pre(op, self._normalized(op, mel))
         count = len(self.config.resblock_kernel_sizes)
-        share = self._constant(op, 1 / count)
+        share = constant(op, 1 / count, self.style)
         for stage, upsampling in enumerate(self.upsamplings):
             x = upsampling(op, x)  # (1, channels, T)
             filters = self._filters(op, self.config.channels(stage + 1))
             blocks = [self.resblocks[stage * count + i](op, x, filters) for i in range(count)]
             x = op.Mul(op.Sum(*blocks), share)
         waveform = self.conv_post(op, self.activation_post(op, x, filters))  # (1, 1, 240·F)
-        return [op.Clip(op.Squeeze(waveform, [1]), self._constant(op, -1), self._constant(op, 1))]
+        return [op.Clip(op.Squeeze(waveform, [1]), constant(op, -1, self.style), constant(op, 1, self.style))]
 
     def _normalized(self, op: Op, mel: Value) -> Value:
         """The reference's scale: decibels from the floor at −115 to 0, moved by −20, onto −1 … 1.
@@ -295,8 +295,8 @@ class BigVGAN(Module):
         """
         slope = 2 / -_MIN_DB * 20 / math.log(10)
         offset = 2 * (-_MIN_DB - _REFERENCE_DB) / -_MIN_DB - 1
-        scaled = op.Add(op.Mul(mel, self._constant(op, slope)), self._constant(op, offset))
-        return op.Clip(scaled, self._constant(op, -1), self._constant(op, 1))
+        scaled = op.Add(op.Mul(mel, constant(op, slope, self.style)), constant(op, offset, self.style))
+        return op.Clip(scaled, constant(op, -1, self.style), constant(op, 1, self.style))
 
     def _filters(self, op: Op, channels: int) -> Filters:
         """The same kernels for every channel."""
@@ -305,9 +305,6 @@ class BigVGAN(Module):
             up=op.Constant(value=ir.tensor(np.tile(up[:, None], (channels, 1, 1)))),
             down=op.Constant(value=ir.tensor(np.tile(down[None], (channels, 1, 1)))),
         )
-
-    def _constant(self, op: Op, value: float) -> Value:
-        return op.Constant(value=ir.tensor(np.array(value, self.style.numpy_dtype)))
 
 
 def vocoder_graph(config: BigVGANConfig, style: Style) -> ComponentGraph:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .attention import full_attention, rotary
+from .attention import MASKED, full_attention, rotary
 from .dit_config import DIT_PREFIX, DiTConfig
 from .graph import (
     FLOAT32,
@@ -34,11 +34,10 @@ from .graph import (
     Value,
     build,
 )
-from .layers import Linear
+from .layers import Linear, constant
 
 _NORM_EPSILON = 1e-6  # the reference's constant
 _LAST = np.iinfo(np.int64).max
-_MASKED = -1e4  # exp(−1e4) is 0 in float32 and float16 alike; scores are tens
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ class DiT(Module):
         exponents = np.arange(0, self.config.head_dim, 2, dtype=np.float32) / np.float32(self.config.head_dim)
         frequencies = op.Constant(value=ir.tensor((1.0 / self.config.rope_theta**exponents).astype(np.float32)))
         angles = op.Mul(op.Unsqueeze(op.Cast(positions, to=FLOAT32), [1]), frequencies)
-        seen, masked = (op.Constant(value=ir.tensor(np.array(v, self.style.numpy_dtype))) for v in (0.0, _MASKED))
+        seen, masked = constant(op, 0.0, self.style), constant(op, MASKED, self.style)
         no_keys = op.Expand(masked, [1, self.config.block_size])
         dtype = self.style.dtype
         return Blocks(

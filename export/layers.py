@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx_ir as ir
 
 from ..errors import QuantizationError
 from ..quantize.packing import pack_dequantize_linear, pack_matmul_nbits
@@ -165,6 +166,11 @@ class Conv1d(Module):
             x, self.weight, self.bias, kernel_shape=[self.kernel], strides=[self.stride],
             pads=[self.padding, self.padding], dilations=[self.dilation],
         )  # fmt: skip
+
+
+def constant(op: Op, value: float, style: Style) -> Value:
+    """Return a scalar in the style's float type."""
+    return op.Constant(value=ir.tensor(np.array(value, style.numpy_dtype)))
 
 
 def silu(op: Op, x: Value) -> Value:

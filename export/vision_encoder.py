@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import CheckpointError
-from .attention import full_attention, rotary
+from .attention import MASKED, full_attention, rotary
 from .config import Section
 from .graph import (
     FLOAT32,
@@ -35,10 +35,9 @@ from .graph import (
     Value,
     build,
 )
-from .layers import RMSNorm, linear, silu
+from .layers import RMSNorm, constant, linear, silu
 
 _NORM_EPSILON = 1e-6  # the reference's constant
-_MASKED = -65504.0  # the lowest half float: no softmax weight in either type, and no NaN were a whole row masked
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ class VisionEncoder(Module):
         slots = self.config.window_patches
         frames = op.Shape(pixels, start=0, end=1)
         in_a_row = op.Concat(frames, op.Constant(value_ints=[-1, self.config.width]), axis=0)
-        low, zero = (op.Constant(value=ir.tensor(np.array(x, self.style.numpy_dtype))) for x in (_MASKED, 0.0))
+        low, zero = constant(op, MASKED, self.style), constant(op, 0.0, self.style)
         keys = op.Unsqueeze(op.Where(op.Less(window_slots, [0]), low, zero), [1])  # (W, 1, 64)
         mask = op.Expand(keys, op.Concat(frames, op.Constant(value_ints=[1, slots, 1]), axis=0))  # (T, W, 64, 64)
         return Windows(window_slots, patch_slots, in_a_row, op.Reshape(mask, [-1, 1, slots, slots]))

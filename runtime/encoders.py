@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import AudioError, ImageError
 from .manifest import Audio, FloatType, Vision
+from .mel import audio_tokens
 from .vision_layout import Grid, VisionLayout, vision_layout
 
 Array = npt.NDArray[Any]
@@ -35,14 +36,6 @@ class Runner(Protocol):
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run the graph on arrays by name."""
         ...
-
-
-def audio_tokens(frames: int) -> int:
-    """Embeddings of a clip of so many mel frames: a convolution halves them, pooling halves again and drops an odd one.
-
-    Blocks of 200 frames give 50 each, so the count of a clip is the sum of its blocks'.
-    """
-    return ((frames - 1) // 2 + 1) // 2
 
 
 class AudioEncoder:

@@ -32,6 +32,15 @@ def mel_frames(samples: int, audio: Audio) -> int:
     return min(-(-samples // audio.hop_samples), audio.max_frames)
 
 
+def audio_tokens(frames: int) -> int:
+    """Return how many embeddings the encoder makes of so many frames, one every 40 ms.
+
+    A convolution halves them, pooling halves again and drops an odd one. Blocks of 200 frames give 50 each, so the
+    count of a clip is the sum of its blocks'.
+    """
+    return ((frames - 1) // 2 + 1) // 2
+
+
 def log_mel(samples: NDArray[np.float32], audio: Audio) -> NDArray[np.float32]:
     """Return the features `(mel_bins, frames)` float32 of a clip `(N,)`.
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import AudioError, BundleError, InputError
 from . import images, manifest
-from .mel import mel_frames
+from .mel import audio_tokens, mel_frames
 from .messages import Audio, Image, Message, Part, Text, Video
 from .tokenizer import Entry, Tokenizer
 from .vision_layout import Grid
@@ -259,8 +259,8 @@ def _line(start: int, count: int) -> NDArray[np.int64]:
 
 
 def _audio_embeddings(frames: int, part: int) -> int:
-    """Embeddings of so many mel frames: a convolution halves them, a pooling halves again and drops an odd one."""
-    count = ((frames - 1) // 2 + 1) // 2
+    """Embeddings of a sound of so many mel frames, which must have one; `part` names it in the error."""
+    count = audio_tokens(frames)
     if count < 1:
         raise AudioError(
             f"media {part} of the conversation has a sound of {10 * frames} ms; at least 30 ms are needed: leave it out"

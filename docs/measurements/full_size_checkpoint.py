@@ -22,6 +22,7 @@ import torch
 from checkpoint_tokenizer import write_processor_files
 from reference import load_model  # noqa: F401  # first of all that imports transformers: it settles torchvision
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
+from transformers.utils import logging
 
 SHARD_BYTES = 4 << 30
 ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("directory", type=Path)
     args = parser.parse_args()
+    logging.set_verbosity_error()
     directory: Path = args.directory
     directory.mkdir(parents=True)
     config = build_config(args.size)

@@ -16,7 +16,8 @@ from nearfield.export.audio_encoder import AudioEncoderConfig, audio_encoder_gra
 from nearfield.export.checkpoint import Checkpoint
 from nearfield.export.graph import Style
 from nearfield.export.vision_encoder import VisionEncoderConfig, vision_encoder_graph
-from nearfield.runtime.encoders import AudioEncoder, VisionEncoder, audio_tokens
+from nearfield.runtime.encoders import AudioEncoder, VisionEncoder
+from nearfield.runtime.mel import audio_tokens
 from nearfield.runtime.session import Session, SessionSettings, open_session
 from nearfield.runtime.vision_layout import Grid
 from tolerances import FP16_RELATIVE, FP32_RELATIVE, relative_error
