@@ -1,6 +1,6 @@
 """Nearfield: Qwen2.5-Omni on your own desktop, offline, from quantized ONNX graphs.
 
-    from nearfield import Audio, AudioChunk, Message, Omni, TextDelta, TurnEnd, read_audio
+    from nearfield import SYSTEM_PROMPT, Audio, AudioChunk, Message, Omni, Text, TextDelta, TurnEnd, read_audio
 
 The public names are loaded when they are first asked for, so that `nearfield --help` does not wait for ONNX Runtime.
 """
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from .runtime.audio import read_audio, write_wav
     from .runtime.events import AudioChunk, TextDelta, TurnEnd
     from .runtime.images import read_image
-    from .runtime.messages import Audio, Image, Message, Text, Video
+    from .runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Text, Video
     from .runtime.omni import Omni
     from .runtime.sampling import Sampling
 
 __all__ = [
+    "SYSTEM_PROMPT",
     "Audio",
     "AudioChunk",
     "Image",
@@ -47,7 +48,7 @@ _HOMES = {
     "write_wav": ".runtime.audio",
 }
 _HOMES |= dict.fromkeys(("AudioChunk", "TextDelta", "TurnEnd"), ".runtime.events")
-_HOMES |= dict.fromkeys(("Audio", "Image", "Message", "Text", "Video"), ".runtime.messages")
+_HOMES |= dict.fromkeys(("SYSTEM_PROMPT", "Audio", "Image", "Message", "Text", "Video"), ".runtime.messages")
 
 
 def __getattr__(name: str) -> object:

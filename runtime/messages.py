@@ -17,6 +17,12 @@ from .images import check_frames, check_image
 
 Role = Literal["system", "user", "assistant"]
 
+SYSTEM_PROMPT = (
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
+    "visual inputs, as well as generating text and speech."
+)
+"""The publisher's instructions; the reference warns that speech may not work with any other."""
+
 
 @dataclass(frozen=True)
 class Text:

@@ -19,12 +19,6 @@ examples:
   nearfield ask omni-3b --text "Tell me a story." --voice Ethan --seed 7
   nearfield ask omni-3b --image photo.jpg --text "What is this?" --no-speech"""
 
-SYSTEM = (
-    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
-    "visual inputs, as well as generating text and speech."
-)
-"""The reference warns that speech may not work with any other."""
-
 CODES_PER_SECOND = 50
 """Of the Talker: a code stands for two mel frames of 10 ms."""
 
@@ -42,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--system",
         metavar="TEXT",
-        default=SYSTEM,
-        help="instructions to the model; it speaks as it was trained to only with the default, its publisher's",
+        help="instructions to the model (default: its publisher's, with which it was trained to speak)",
     )
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--voice", metavar="NAME", help="a voice of the bundle (nearfield inspect lists them)")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .ask import CODES_PER_SECOND, DEVICES, SYSTEM
+from .ask import CODES_PER_SECOND, DEVICES
 from .common import DEMO_BUNDLE, DEMO_QUESTION, check_folder
 
 NAME = "demo"
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"question (recorded, spoken): {_QUESTION}")
     print("The weights of the demo bundle are random: the answer is noise, and shows only that the whole chain runs.")
-    messages = conversation(system=SYSTEM, audio=DEMO_QUESTION, image=None, text=None)
+    messages = conversation(system=None, audio=DEMO_QUESTION, image=None, text=None)
     omni = Omni.load(DEMO_BUNDLE, device=args.device)
     print("transcript of the answer: ", end="")
     events = omni.respond(messages, seed=_SEED, max_tokens=_MAX_TOKENS, max_codes=_MAX_SECONDS * CODES_PER_SECOND)

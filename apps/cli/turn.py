@@ -20,7 +20,7 @@ from ...errors import NearfieldError
 from ...runtime.audio import read_audio, write_wav
 from ...runtime.events import AudioChunk, Event, TextDelta, TurnEnd
 from ...runtime.images import read_image
-from ...runtime.messages import Audio, Image, Message, Part, Text
+from ...runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Part, Text
 
 _MEGABYTE = 1e6
 # Control characters but newline and tab: a reply must not be able to steer the terminal.
@@ -36,8 +36,11 @@ class Reply:
     sample_rate_hz: int
 
 
-def conversation(*, system: str, audio: Path | None, image: Path | None, text: str | None) -> list[Message]:
-    """One question, its parts in this order, under the system's instructions. Raises `InputError` for a bad file."""
+def conversation(*, system: str | None, audio: Path | None, image: Path | None, text: str | None) -> list[Message]:
+    """One question, its parts in this order, under instructions to the model, by default its publisher's.
+
+    Raises `InputError` for a bad file.
+    """
     parts: list[Part] = []
     if audio is not None:
         parts.append(Audio(read_audio(audio)))
@@ -45,7 +48,7 @@ def conversation(*, system: str, audio: Path | None, image: Path | None, text: s
         parts.append(Image(read_image(image)))
     if text is not None:
         parts.append(Text(text))
-    return [Message("system", [Text(system)]), Message("user", parts)]
+    return [Message("system", [Text(SYSTEM_PROMPT if system is None else system)]), Message("user", parts)]
 
 
 def take(events: Iterable[Event], out: TextIO) -> Reply:
