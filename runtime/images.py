@@ -78,9 +78,10 @@ def check_frames(frames: Sequence[NDArray[Any]] | NDArray[Any]) -> list[NDArray[
     return checked
 
 
-def image_grid(height: int, width: int, vision: Vision) -> Grid:
-    """Return the grid of an image of this many pixels."""
-    return _grid(1, height, width, vision, vision.image_min_pixels, vision.image_max_pixels)
+def image_grid(height: int, width: int, vision: Vision, max_pixels: int | None = None) -> Grid:
+    """Return the grid of an image of this many pixels; `max_pixels` lowers the checkpoint's limit."""
+    limit = vision.image_max_pixels if max_pixels is None else min(max_pixels, vision.image_max_pixels)
+    return _grid(1, height, width, vision, vision.image_min_pixels, limit)
 
 
 def video_grid(frames: int, height: int, width: int, vision: Vision) -> Grid:
@@ -89,9 +90,9 @@ def video_grid(frames: int, height: int, width: int, vision: Vision) -> Grid:
     return _grid(pairs, height, width, vision, vision.video_min_pixels, vision.video_max_pixels)
 
 
-def image_patches(image: NDArray[np.uint8], vision: Vision) -> NDArray[np.float32]:
-    """Return the patches `(h · w, 1176)` float32 of an image `(H, W, 3)`."""
-    grid = image_grid(image.shape[0], image.shape[1], vision)
+def image_patches(image: NDArray[np.uint8], vision: Vision, max_pixels: int | None = None) -> NDArray[np.float32]:
+    """Return the patches `(h · w, 1176)` float32 of an image `(H, W, 3)`, scaled as in `image_grid`."""
+    grid = image_grid(image.shape[0], image.shape[1], vision, max_pixels)
     cut = _cut(image, grid, vision)
     return _join([cut] * vision.temporal_patch_frames)
 

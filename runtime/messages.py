@@ -61,9 +61,13 @@ class Image:
     """A picture: RGB uint8 `(H, W, 3)`, as `images.read_image` gives it."""
 
     pixels: NDArray[np.uint8]
+    max_pixels: int | None = None
+    """Scale it down to about this many, 784 for each position it takes; a photograph of 12 megapixels takes 16 000."""
 
     def __post_init__(self) -> None:
         check_image(self.pixels)
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise InputError(f"an image's max_pixels must be above 0, found {self.max_pixels}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -224,8 +224,9 @@ class Omni:
             case Audio():
                 return {"audio": parts.audio_encoder.encode(log_mel(part.samples, manifest.audio))}
             case Image():
-                grid = image_grid(part.pixels.shape[0], part.pixels.shape[1], manifest.vision)
-                return {"image": parts.vision_encoder.encode([image_patches(part.pixels, manifest.vision)], grid)}
+                grid = image_grid(part.pixels.shape[0], part.pixels.shape[1], manifest.vision, part.max_pixels)
+                patches = image_patches(part.pixels, manifest.vision, part.max_pixels)
+                return {"image": parts.vision_encoder.encode([patches], grid)}
             case Video():
                 grid = video_grid(len(part.frames), part.frames[0].shape[0], part.frames[0].shape[1], manifest.vision)
                 seen = parts.vision_encoder.encode(video_patches(part.frames, manifest.vision), grid)

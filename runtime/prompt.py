@@ -102,7 +102,7 @@ def media_size(part: Media, audio: manifest.Audio, vision: manifest.Vision) -> M
         case Audio():
             return AudioSize(mel_frames(part.samples.size, audio))
         case Image():
-            return ImageSize(images.image_grid(part.pixels.shape[0], part.pixels.shape[1], vision))
+            return ImageSize(images.image_grid(part.pixels.shape[0], part.pixels.shape[1], vision, part.max_pixels))
         case Video():
             grid = images.video_grid(len(part.frames), part.frames[0].shape[0], part.frames[0].shape[1], vision)
             return VideoSize(grid, part.fps, None if part.audio is None else mel_frames(part.audio.samples.size, audio))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .common import check_folder
+from .common import IMAGE_PIXELS, check_folder
 
 NAME = "ask"
 SUMMARY = "ask a bundle something; it answers in text and speech"
@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="instructions to the model (default: its publisher's, with which it was trained to speak)",
     )
+    question.add_argument(
+        "--image-pixels",
+        metavar="N",
+        type=positive,
+        default=IMAGE_PIXELS,
+        help="scale the image down to this many, 784 for each position it takes (default: %(default)s)",
+    )
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--voice", metavar="NAME", help="a voice of the bundle (nearfield inspect lists them)")
     answer.add_argument(
@@ -53,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     answer.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where graphs run (default: %(default)s)")
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        type=positive,
+        default=8192,
+        help="most positions question and answer may take; each takes memory (default: %(default)s)",
+    )
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -73,8 +87,10 @@ def run(args: argparse.Namespace) -> int:
     from ...runtime.omni import Omni
     from .turn import conversation, summary, take, write_json, write_speech
 
-    messages = conversation(system=args.system, audio=args.audio, image=args.image, text=args.text)
-    omni = Omni.load(args.bundle, device=args.device)
+    messages = conversation(
+        system=args.system, audio=args.audio, image=args.image, text=args.text, image_pixels=args.image_pixels
+    )
+    omni = Omni.load(args.bundle, device=args.device, context=args.context)
     events = omni.respond(
         messages,
         voice=args.voice,

@@ -13,6 +13,9 @@ from ...errors import InputError, NearfieldError
 DEMO_BUNDLE = Path(__file__).with_name("demo_data") / "bundle"
 DEMO_QUESTION = Path(__file__).with_name("demo_data") / "question.wav"
 
+IMAGE_PIXELS = 1280 * 28 * 28
+"""Images are scaled down to this many pixels unless told otherwise: 1280 positions. A photograph would take 16 000."""
+
 
 class Command(Protocol):
     """A module that is one command of the command line."""

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"question (recorded, spoken): {_QUESTION}")
     print("The weights of the demo bundle are random: the answer is noise, and shows only that the whole chain runs.")
-    messages = conversation(system=None, audio=DEMO_QUESTION, image=None, text=None)
+    messages = conversation(audio=DEMO_QUESTION)
     omni = Omni.load(DEMO_BUNDLE, device=args.device)
     print("transcript of the answer: ", end="")
     events = omni.respond(messages, seed=_SEED, max_tokens=_MAX_TOKENS, max_codes=_MAX_SECONDS * CODES_PER_SECOND)

@@ -21,6 +21,7 @@ from ...runtime.audio import read_audio, write_wav
 from ...runtime.events import AudioChunk, Event, TextDelta, TurnEnd
 from ...runtime.images import read_image
 from ...runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Part, Text
+from .common import IMAGE_PIXELS
 
 _MEGABYTE = 1e6
 # Control characters but newline and tab: a reply must not be able to steer the terminal.
@@ -36,7 +37,14 @@ class Reply:
     sample_rate_hz: int
 
 
-def conversation(*, system: str | None, audio: Path | None, image: Path | None, text: str | None) -> list[Message]:
+def conversation(
+    *,
+    system: str | None = None,
+    audio: Path | None = None,
+    image: Path | None = None,
+    text: str | None = None,
+    image_pixels: int = IMAGE_PIXELS,
+) -> list[Message]:
     """One question, its parts in this order, under instructions to the model, by default its publisher's.
 
     Raises `InputError` for a bad file.
@@ -45,7 +53,7 @@ def conversation(*, system: str | None, audio: Path | None, image: Path | None, 
     if audio is not None:
         parts.append(Audio(read_audio(audio)))
     if image is not None:
-        parts.append(Image(read_image(image)))
+        parts.append(Image(read_image(image), image_pixels))
     if text is not None:
         parts.append(Text(text))
     return [Message("system", [Text(SYSTEM_PROMPT if system is None else system)]), Message("user", parts)]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import soundfile
 from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTION
@@ -143,6 +144,19 @@ def test_ask_refuses_what_it_cannot_answer_and_leaves_nothing(
     assert message in error
     assert "Traceback" not in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_ask_scales_a_photograph_so_that_it_fits_and_the_context_can_be_set(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph, record = tmp_path / "photo.png", tmp_path / "reply.json"
+    PIL.Image.new("RGB", (4000, 3000), "teal").save(photograph)
+    quick = ["--no-speech", "--max-tokens", "2", "--json", str(record)]
+    assert main(["ask", str(bundle), "--image", str(photograph), "--image-pixels", "50000", *quick]) == 0
+    taken = json.loads(record.read_text(encoding="utf-8"))["prompt_tokens"]
+    assert 50 < taken < 50_000 // 784 + 120
+    assert main(["ask", str(bundle), "--image", str(photograph), "--context", "500", *quick]) == 1
+    assert "its context holds 500" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("rate_hz", "channels", "subtype"), [(44_100, 2, "PCM_U8"), (8_000, 1, "PCM_16")])

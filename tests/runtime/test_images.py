@@ -60,6 +60,14 @@ def test_image_patches_equal_the_reference(
     assert np.abs(patches - reference["pixel_values"]).max() <= FEATURES
 
 
+def test_a_limit_of_ones_own_lowers_the_checkpoints() -> None:
+    image = np.random.default_rng(3).integers(0, 256, (300, 500, 3), np.uint8)
+    limited = replace(VISION, image_max_pixels=50_000)
+    assert image_grid(300, 500, VISION, 50_000) == image_grid(300, 500, limited) != image_grid(300, 500, VISION)
+    assert image_grid(300, 500, limited, 100_000) == image_grid(300, 500, limited)
+    assert np.array_equal(image_patches(image, VISION, 50_000), image_patches(image, limited))
+
+
 def test_image_patches_equal_the_reference_without_torchvision() -> None:
     image = picture(112, 168)
     reference = Qwen2VLImageProcessorPil()([image], return_tensors="np")
