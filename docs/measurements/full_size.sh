@@ -1,5 +1,5 @@
 #!/bin/sh
-# Export a checkpoint of the published size (random weights) and answer from it on the CPU: time and peak memory.
+# Export a checkpoint of the published size (random weights), answer from it on the CPU, verify it: time, peak memory.
 #
 #     docs/measurements/full_size.sh 3b WORKDIR      (needs GNU time, .venv with [test], and 20 GB for 3b, 40 GB for 7b)
 set -eu
@@ -13,3 +13,5 @@ echo "== nearfield export, $size: checkpoint of $(du -sh "$checkpoint" | cut -f1
 echo "== nearfield ask, text of 5 tokens, 1 s of speech"
 /usr/bin/time -f "%e s with loading, peak memory %M kB" \
     "$bin/nearfield" ask "$bundle" --text Hello --max-tokens 5 --max-seconds 1 --out "$work/reply.wav"
+echo "== nearfield verify"
+/usr/bin/time -f "%e s, peak memory %M kB" "$bin/nearfield" verify "$bundle" --against "$checkpoint"
