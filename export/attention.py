@@ -81,7 +81,7 @@ def cached_attention(
 
 
 MASKED = -65504.0
-"""Added to the score of a key that is not seen: the lowest half float, so no NaN even where a whole row is masked."""
+"""Added to the score of a key that is not seen: the lowest half float. Every query sees at least one key."""
 
 
 def full_attention(

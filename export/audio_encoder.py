@@ -20,11 +20,10 @@ from ..errors import CheckpointError
 from .attention import MASKED, full_attention
 from .config import Section
 from .graph import INT64, ComponentGraph, Module, ModuleList, Op, Port, Style, Value, build
-from .layers import Conv1d, LayerNorm, constant, linear
+from .layers import Conv1d, LayerNorm, bounded, constant, linear
 
 _NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's own; the configuration does not set it
 _MAX_TIMESCALE = 10_000.0
-_CLAMP_FLOAT16 = 65504.0 - 1000.0  # where the reference stops half-precision layers short of infinity
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,7 @@ class AudioLayer(Module):
         """Return `(B, S, width)`."""
         x = op.Add(x, self.self_attn(op, self.self_attn_layer_norm(op, x), mask))
         x = op.Add(x, self.fc2(op, op.Gelu(self.fc1(op, self.final_layer_norm(op, x)))))
-        if self.style.float_type == "float16":
-            x = op.Clip(x, constant(op, -_CLAMP_FLOAT16, self.style), constant(op, _CLAMP_FLOAT16, self.style))
-        return x
+        return bounded(op, x, self.style)
 
 
 class AudioEncoder(Module):
@@ -153,6 +150,7 @@ def audio_encoder_graph(config: AudioEncoderConfig, style: Style) -> ComponentGr
     root = AudioEncoder(config, style)
     model = build(
         root,
+        style,
         "audio_encoder",
         inputs=[
             Port("mel", style.dtype, ("blocks", config.mel_bins, config.block_frames)),

@@ -198,7 +198,9 @@ class Activation(Module):
 
     def forward(self, op: Op, x: Value, filters: Filters) -> Value:
         """`(1, channels, T) → (1, channels, T)`; beyond its ends a signal keeps its last value, at either rate."""
-        x = op.Pad(x, [0, 0, _REACH, 0, 0, _REACH], mode="edge")
+        ends = [1, 1, _REACH]
+        first, last = op.Slice(x, [0], [1], [2]), op.Slice(x, [-1], [_LAST], [2])
+        x = op.Concat(op.Expand(first, ends), x, op.Expand(last, ends), axis=2)  # Pad is slow or missing on GPUs
         x = op.Conv(x, filters.up, group=self.channels)  # (1, channels · 2, T)
         x = self.act(op, op.Reshape(x, [1, self.channels, 2, -1]))  # (1, channels, 2, T)
         # Before the start every sample is the first, an even one; after the end, the last, an odd one.
@@ -312,6 +314,7 @@ def vocoder_graph(config: BigVGANConfig, style: Style) -> ComponentGraph:
     root = BigVGAN(config, style)
     model = build(
         root,
+        style,
         "vocoder",
         inputs=[Port("mel", style.dtype, (1, config.mel_dim, "frames"))],
         outputs=[Port("waveform", style.dtype, (1, "samples"))],

@@ -1,18 +1,19 @@
 """Writing a bundle so that it is whole or not there: into a directory beside its target, renamed at the end.
 
 Inputs: files written to `path_of(name)`, and the manifest → outputs: the bundle. A name that begins with a dot is not
-yet, or no longer, a bundle: `.<name>.partial-<random>` while it is written, `.<name>.old-<random>` for the moment in
-which a new bundle takes an old one's place.
+yet, or no longer, a bundle: `.<name>.partial-<process>-<random>` while a process writes it, `.<name>.old-<random>` for
+the moment in which a new bundle takes an old one's place. What a killed process leaves is removed by the next export.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
+import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +21,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from ..errors import BundleError
 from ..runtime.bundle import check_names, record_of
 from ..runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, encode
-
-_IDLE_S = 600.0  # an export writes every few seconds; after this long it has died
 
 _log = logging.getLogger(__name__)
 
@@ -36,14 +36,24 @@ class BundleWriter:
     def __init__(self, target: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> None:
         """Say where to: `overwrite` allows an older bundle there, `needed_bytes` is the room the export expects."""
         self.target = target.absolute()
-        self.directory = self.target.with_name(f".{self.target.name}.partial-{secrets.token_hex(4)}")
+        self.directory = self.target.parent / f".{self.target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
         """Where files go until the bundle is whole."""
         self._overwrite, self._needed_bytes = overwrite, needed_bytes
         self._records: dict[str, FileRecord] = {}
 
     def __enter__(self) -> BundleWriter:
-        """Create the temporary directory; raises `BundleError` when the target is taken or the disk too small."""
-        self.target.parent.mkdir(parents=True, exist_ok=True)
+        """Create the temporary directory.
+
+        Raises `BundleError` when the target is taken, its folder missing or not writable, or the disk too small.
+        """
+        if not self.target.name or not self.target.parent.is_dir():
+            raise BundleError(f"{self.target}: the folder {self.target.parent} is not there; make it first")
+        try:
+            return self._begin()
+        except OSError as error:
+            raise BundleError(f"{self.target} cannot be written ({error}); choose a folder you may write to") from error
+
+    def _begin(self) -> BundleWriter:
         self._clear_leftovers()
         self._check_target()
         free_bytes = shutil.disk_usage(self.target.parent).free
@@ -128,12 +138,19 @@ class BundleWriter:
         return record
 
     def _check_target(self) -> None:
+        """Refuse a target that is there, unless it may be replaced and is a bundle of nothing but its own files."""
         if not self.target.exists() or (self.target.is_dir() and not any(self.target.iterdir())):
             return
         if not self._overwrite:
-            raise BundleError(f"{self.target} is already there; choose another name, or ask to overwrite it")
-        if not (self.target / MANIFEST_NAME).is_file():
+            raise BundleError(f"{self.target} is already there; choose another name, or replace it with --overwrite")
+        own = _names_in_bundle(self.target)
+        if not own:
             raise BundleError(f"{self.target} is no bundle and will not be overwritten; choose another name")
+        foreign = sorted(path.name for path in self.target.iterdir() if path.name not in own)
+        if foreign:
+            raise BundleError(
+                f"{self.target} also holds {', '.join(foreign[:3])}; move them away before it is replaced"
+            )
 
     def _put_in_place(self) -> None:
         """Rename the whole bundle to its target; an old one steps aside and comes back if that fails."""
@@ -161,11 +178,11 @@ class BundleWriter:
             else:
                 aside.rename(self.target)
         for partial in self.target.parent.glob(f".{_literal(self.target.name)}.partial-*"):
-            last_write = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
-            if time.time() - last_write > _IDLE_S:
-                self._remove(partial, None)
+            process = partial.name.rsplit("-", 2)[-2]
+            if process.isdecimal() and psutil.pid_exists(int(process)):
+                _log.warning("%s: process %s is writing this bundle too; left alone", partial, process)
             else:
-                _log.warning("%s: another export seems to be writing this bundle; left alone", partial)
+                self._remove(partial, None)
 
     @staticmethod
     def _remove(directory: Path, error: BaseException | None) -> None:
@@ -177,6 +194,15 @@ class BundleWriter:
             _log.warning(message)
             if error is not None:
                 error.add_note(message)
+
+
+def _names_in_bundle(path: Path) -> set[str]:
+    """Names of the files of a bundle, whole or damaged and of any schema; none if it is something else."""
+    try:
+        manifest = json.loads((path / MANIFEST_NAME).read_bytes())
+        return {MANIFEST_NAME, *manifest["files"]} if "nearfield_version" in manifest else set()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def _literal(name: str) -> str:

@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object; raises `CheckpointError` when it does not."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise CheckpointError(f"{path} is not valid JSON ({error}); download the file again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not a JSON object; download the file again")

@@ -41,7 +41,14 @@ class DecoderConfig:
             raise CheckpointError(f"{section.path}.use_sliding_window is true; Nearfield has full attention only")
         hidden_size, heads = section.integer("hidden_size"), section.integer("num_attention_heads")
         head_dim = section.integer("head_dim", default=hidden_size // heads)
+        if section.text("hidden_act", default="silu") != "silu":
+            raise CheckpointError(
+                f"{section.path}.hidden_act is {section.text('hidden_act')!r}; Nearfield has 'silu' only"
+            )
         rope = section.section("rope_parameters", "rope_scaling")
+        kind = rope.text("rope_type", "type", default="default")
+        if kind not in ("default", "mrope"):
+            raise CheckpointError(f"{rope.path}.rope_type is {kind!r}; Nearfield has plain multimodal RoPE only")
         theta = rope if rope.has("rope_theta") else section
         sections = rope.integers("mrope_section", default=(16, 24, 24))
         if 2 * sum(sections) != head_dim:

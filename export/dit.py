@@ -251,7 +251,8 @@ class DiT(Module):
         size = self.config.block_size
         padded = op.Mul(op.Div(op.Add(frames, [size - 1]), [size]), [size])
         x = self.input_embed(op, mel, encoding, self.text_embed(op, codes), speaker)
-        x = op.Pad(x, op.Concat([0, 0, 0, 0], op.Sub(padded, frames), [0], axis=0))  # (2, P, width)
+        padding = op.Concat([2], op.Sub(padded, frames), [self.config.hidden_size], axis=0)
+        x = op.Concat(x, op.Expand(constant(op, 0.0, self.style), padding), axis=1)  # (2, P, width)
         rows = self._modulation_rows(op, modulation)
         blocks = self._blocks(op, frames, padded)
         for layer, block in enumerate(self.transformer_blocks):
@@ -294,6 +295,7 @@ def dit_graph(config: DiTConfig, style: Style) -> ComponentGraph:
     mel = (1, "frames", config.mel_dim)
     model = build(
         root,
+        style,
         "dit",
         inputs=[
             Port("mel", style.dtype, mel),

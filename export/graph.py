@@ -5,7 +5,9 @@ own names, `forward` emits operators. Nothing is traced. Filling is separate (`b
 tensors it takes and yields arrays one at a time, so that no more than one tensor is ever in memory.
 
 Two dialects come from the same modules; only leaf modules (`layers.py`, `attention.py`) look at `Style.dialect`:
-`ort` uses ONNX Runtime's contrib operators, `standard` only operators of ONNX opset 23.
+`ort` uses ONNX Runtime's contrib operators on opset 20, `standard` only operators of ONNX opset 23. (ONNX Runtime's
+CUDA provider matches versions exactly and is years behind in Sin, Cos, Pad and ConvTranspose: at 23 they would run on
+the CPU, with a copy there and back each time.)
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from onnxscript._internal.builder import GraphBuilder
 
 from ..runtime.manifest import ComponentName, Dialect, FloatType
 
-OPSET = 23
 CONTRIB = "com.microsoft"
 
 Op = OpBuilder
@@ -30,7 +31,8 @@ Value = ir.Value
 ModuleList = nn.ModuleList
 Array = npt.NDArray[Any]
 
-_IR_VERSION = 11  # the IR version that goes with opset 23
+_OPSETS: dict[Dialect, int] = {"ort": 20, "standard": 23}
+_IR_VERSIONS: dict[Dialect, int] = {"ort": 9, "standard": 11}  # those that go with the opsets
 _FLOAT_TYPES: dict[FloatType, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 FLOAT32 = ir.DataType.FLOAT
@@ -131,6 +133,7 @@ class Port:
 
 def build(
     root: Module,
+    style: Style,
     name: str,
     inputs: Sequence[Port],
     outputs: Sequence[Port],
@@ -140,7 +143,7 @@ def build(
 
     Initializers get the path of their attribute, so that an error or a viewer names the layer they belong to.
     """
-    graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, CONTRIB: 1})
+    graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": _OPSETS[style.dialect], CONTRIB: 1})
     builder = GraphBuilder(graph)
     values = [builder.input(port.name, port.dtype, port.shape) for port in inputs]
     results = (forward or root)(builder.op, *values)
@@ -151,7 +154,7 @@ def build(
         graph.outputs.append(value)
     for node in graph:
         node.metadata_props.clear()  # the builder's notes on classes and scopes: half a file, and names already say it
-    return ir.Model(graph, ir_version=_IR_VERSION, producer_name="nearfield")
+    return ir.Model(graph, ir_version=_IR_VERSIONS[style.dialect], producer_name="nearfield")
 
 
 @dataclass(frozen=True)

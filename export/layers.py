@@ -16,6 +16,7 @@ from ..quantize.packing import pack_dequantize_linear, pack_matmul_nbits
 from ..quantize.rtn import round_to_nearest
 from .graph import CONTRIB, UINT4, UINT8, Array, Module, Op, Parameter, Style, TensorSource, Value
 
+_FLOAT16_BOUND = 65504.0 - 1000.0  # the reference's
 _ROWS_AT_ONCE = 4096  # rows of a large table converted at a time: 4096 × 3584 × 4 bytes = 59 MB
 
 
@@ -171,6 +172,17 @@ class Conv1d(Module):
 def constant(op: Op, value: float, style: Style) -> Value:
     """Return a scalar in the style's float type."""
     return op.Constant(value=ir.tensor(np.array(value, style.numpy_dtype)))
+
+
+def bounded(op: Op, x: Value, style: Style) -> Value:
+    """In float16 stop short of infinity, which a norm would turn into NaN; nothing in float32.
+
+    The reference does so in its audio encoder. The vision encoder's last feed-forward is known to pass the range of a
+    half float at some image sizes (llama.cpp issue 17534).
+    """
+    if style.float_type == "float32":
+        return x
+    return op.Clip(x, constant(op, -_FLOAT16_BOUND, style), constant(op, _FLOAT16_BOUND, style))
 
 
 def silu(op: Op, x: Value) -> Value:

@@ -111,7 +111,7 @@ class SafetensorsFile:
             if isinstance(values, dict):
                 values.pop("__metadata__", None)
             return msgspec.convert(values, dict[str, _Entry])
-        except (ValueError, msgspec.ValidationError) as error:
+        except (ValueError, RecursionError, msgspec.ValidationError) as error:
             self._damaged(f"its header cannot be read ({error})")
 
     def _check_layout(self, entries: dict[str, _Entry], data_bytes: int) -> None:

@@ -36,6 +36,7 @@ def talker_graph(config: DecoderConfig, embedding_size: int, style: Style) -> Co
     root = Talker(config, embedding_size, style)
     model = build(
         root,
+        style,
         "talker",
         inputs=[
             Port("inputs_embeds", style.dtype, (1, "positions", embedding_size)),

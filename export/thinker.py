@@ -36,6 +36,7 @@ def thinker_graph(config: DecoderConfig, style: Style) -> ComponentGraph:
     width = config.hidden_size
     model = build(
         root,
+        style,
         "thinker",
         inputs=[
             Port("inputs_embeds", style.dtype, (1, "positions", width)),

@@ -35,7 +35,7 @@ from .graph import (
     Value,
     build,
 )
-from .layers import RMSNorm, constant, linear, silu
+from .layers import RMSNorm, bounded, constant, linear, silu
 
 _NORM_EPSILON = 1e-6  # the reference's constant
 
@@ -204,11 +204,12 @@ class VisionBlock(Module):
         self.norm2 = RMSNorm(config.width, _NORM_EPSILON, style)
         self.attn = VisionAttention(config, style)
         self.mlp = VisionMLP(config, style)
+        self.style = style
 
     def forward(self, op: Op, x: Value, cos: Value, sin: Value, windows: Windows | None) -> Value:
         """Return `(T, P, width)`."""
         x = op.Add(x, self.attn(op, self.norm1(op, x), cos, sin, windows))
-        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+        return bounded(op, op.Add(x, self.mlp(op, self.norm2(op, x))), self.style)
 
 
 class Gelu(Module):
@@ -283,6 +284,7 @@ def vision_encoder_graph(config: VisionEncoderConfig, style: Style) -> Component
     root = VisionEncoder(config, style)
     model = build(
         root,
+        style,
         "vision_encoder",
         inputs=[
             Port("pixels", style.dtype, ("temporal_patches", "patches", config.patch_values)),

@@ -59,12 +59,20 @@ def read_voices(path: Path) -> dict[str, VoiceArrays]:
         raise CheckpointError(f"{path} is missing; it holds the checkpoint's voices: download it again")
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_stored(archive, path)
             values = _load(archive, path)
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} {_why_no_zip(path)}; download the file again") from error
     if not isinstance(values, dict) or not values or not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{path} holds no dictionary of voices by name; download the file again")
     return {name: _voice(entry, f"voice {name!r} in {path}") for name, entry in values.items()}
+
+
+def _check_stored(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse compression: torch.save does not use it, and a megabyte of it can stand for any amount of memory."""
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{path}: {entry.filename} is compressed, torch.save stores; download the file again")
 
 
 def _why_no_zip(path: Path) -> str:

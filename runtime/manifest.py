@@ -225,8 +225,7 @@ def decode(data: bytes, origin: str) -> Manifest:
         raise BundleError(f"{origin} is not a Nearfield manifest ({error}); export the bundle again") from error
     if version > SCHEMA_VERSION:
         raise BundleError(
-            f"{origin} has schema version {version}, this Nearfield reads up to {SCHEMA_VERSION}; "
-            "update Nearfield (pip install -U nearfield)"
+            f"{origin} has schema version {version}, this Nearfield reads up to {SCHEMA_VERSION}; update Nearfield"
         )
     if version < SCHEMA_VERSION:
         raise BundleError(

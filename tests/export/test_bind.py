@@ -52,7 +52,7 @@ class Pair(Module):
 
 def pair() -> ComponentGraph:
     root = Pair()
-    model = build(root, "pair", [Port("x", STYLE.dtype, (1, 3))], [Port("y", STYLE.dtype, (1, 4))])
+    model = build(root, STYLE, "pair", [Port("x", STYLE.dtype, (1, 3))], [Port("y", STYLE.dtype, (1, 4))])
     return ComponentGraph("vocoder", model, root, "part.")
 
 
@@ -129,7 +129,7 @@ def test_an_initializer_nobody_fills_is_an_error(tmp_path: Path) -> None:
             return iter(())
 
     root = Forgetful()
-    model = build(root, "pair", [Port("x", STYLE.dtype, (1, 3))], [Port("y", STYLE.dtype, (1, 4))])
+    model = build(root, STYLE, "pair", [Port("x", STYLE.dtype, (1, 3))], [Port("y", STYLE.dtype, (1, 4))])
     with pytest.raises(ExportError, match="no checkpoint tensor fills scale; this is a bug in Nearfield"):
         write_component(ComponentGraph("vocoder", model, root, "part."), Reader(Arrays(tensors())), tmp_path)
 

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import bundles
@@ -19,18 +18,17 @@ from nearfield.export.bundle_writer import BundleWriter
 from nearfield.runtime.bundle import Bundle, record_of
 from nearfield.runtime.manifest import FileRecord
 
+DEAD = ".tiny.partial-999999999-0123abcd"  # no system numbers processes so high
+
 
 def _names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
-def _leave_behind(path: Path, *, idle_s: float) -> Path:
-    """A directory with a file in it, both last written `idle_s` ago."""
+def _leave_behind(path: Path) -> Path:
+    """A directory with a file in it."""
     path.mkdir()
     (path / "thinker.data").write_bytes(b"half")
-    then = time.time() - idle_s
-    os.utime(path / "thinker.data", (then, then))
-    os.utime(path, (then, then))
     return path
 
 
@@ -47,15 +45,10 @@ def test_nothing_is_at_the_target_before_the_end(tmp_path: Path) -> None:
     with BundleWriter(tmp_path / "tiny") as writer:
         bundles.fill(writer)
         assert not (tmp_path / "tiny").exists()
-        assert re.fullmatch(r"\.tiny\.partial-[0-9a-f]{8}", writer.directory.name)
+        assert re.fullmatch(rf"\.tiny\.partial-{os.getpid()}-[0-9a-f]{{8}}", writer.directory.name)
         assert writer.directory.parent == tmp_path
         writer.finish(bundles.make_manifest)
         assert (tmp_path / "tiny").is_dir()
-
-
-def test_missing_folders_above_the_target_are_made(tmp_path: Path) -> None:
-    bundles.write_bundle(tmp_path / "a" / "b" / "tiny")
-    Bundle.open(tmp_path / "a" / "b" / "tiny")
 
 
 def test_a_relative_target_is_where_the_export_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +104,7 @@ def test_a_manifest_of_files_that_are_not_there_is_refused(tmp_path: Path) -> No
 
 def test_an_existing_bundle_is_not_overwritten_unasked(tmp_path: Path) -> None:
     bundles.write_bundle(tmp_path / "tiny", model="old")
-    message = f"{tmp_path / 'tiny'} is already there; choose another name, or ask to overwrite it"
+    message = f"{tmp_path / 'tiny'} is already there; choose another name, or replace it with --overwrite"
     with pytest.raises(BundleError, match=re.escape(message)):
         bundles.write_bundle(tmp_path / "tiny")
     assert Bundle.open(tmp_path / "tiny").manifest.model == "old"
@@ -120,11 +113,40 @@ def test_an_existing_bundle_is_not_overwritten_unasked(tmp_path: Path) -> None:
 
 def test_an_existing_bundle_is_overwritten_when_asked(tmp_path: Path) -> None:
     bundles.write_bundle(tmp_path / "tiny", model="old")
-    (tmp_path / "tiny" / "left-over").write_bytes(b"")
     bundles.write_bundle(tmp_path / "tiny", overwrite=True, model="new")
     assert Bundle.open(tmp_path / "tiny").manifest.model == "new"
-    assert not (tmp_path / "tiny" / "left-over").exists()
     assert _names(tmp_path) == ["tiny"]
+
+
+def test_a_damaged_bundle_is_overwritten_when_asked(tmp_path: Path) -> None:
+    bundles.write_bundle(tmp_path / "tiny", model="old")
+    (tmp_path / "tiny" / "thinker.data").unlink()
+    bundles.write_bundle(tmp_path / "tiny", overwrite=True, model="new")
+    assert Bundle.open(tmp_path / "tiny").manifest.model == "new"
+
+
+def test_a_bundle_that_holds_something_else_too_is_not_overwritten(tmp_path: Path) -> None:
+    bundles.write_bundle(tmp_path / "tiny", model="old")
+    (tmp_path / "tiny" / "notes.txt").write_text("precious", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"also holds notes\.txt; move them away before it is replaced"):
+        bundles.write_bundle(tmp_path / "tiny", overwrite=True, model="new")
+    assert (tmp_path / "tiny" / "notes.txt").read_text(encoding="utf-8") == "precious"
+    assert _names(tmp_path) == ["tiny"]
+
+
+def test_another_programs_manifest_is_not_a_bundles(tmp_path: Path) -> None:
+    target = tmp_path / "extension"
+    target.mkdir()
+    (target / "manifest.json").write_text('{"manifest_version": 3, "files": []}', encoding="utf-8")
+    with pytest.raises(BundleError, match="extension is no bundle and will not be overwritten"):
+        bundles.write_bundle(target, overwrite=True)
+    assert _names(target) == ["manifest.json"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="missing is not there; make it first"):
+        bundles.write_bundle(tmp_path / "missing" / "tiny")
+    assert _names(tmp_path) == []
 
 
 def test_an_empty_directory_may_be_the_target(tmp_path: Path) -> None:
@@ -180,34 +202,33 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_be_put_in_place(
 # What a killed export left
 
 
-def test_a_dead_partial_is_removed(tmp_path: Path) -> None:
-    _leave_behind(tmp_path / ".tiny.partial-0123abcd", idle_s=3600)
+def test_a_dead_processs_partial_is_removed(tmp_path: Path) -> None:
+    _leave_behind(tmp_path / DEAD)
     bundles.write_bundle(tmp_path / "tiny")
     assert _names(tmp_path) == ["tiny"]
 
 
-def test_a_partial_in_work_is_left_alone_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    partial = _leave_behind(tmp_path / ".tiny.partial-0123abcd", idle_s=3600)
-    (partial / "thinker.data").write_bytes(b"more")
+def test_a_living_processs_partial_is_left_alone_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    partial = _leave_behind(tmp_path / f".tiny.partial-{os.getppid()}-0123abcd")
     with caplog.at_level(logging.WARNING):
         bundles.write_bundle(tmp_path / "tiny")
     assert _names(tmp_path) == [partial.name, "tiny"]
-    assert f"{partial}: another export seems to be writing this bundle; left alone" in caplog.messages
+    assert f"{partial}: process {os.getppid()} is writing this bundle too; left alone" in caplog.messages
 
 
 def test_partials_of_other_bundles_are_left_alone(tmp_path: Path) -> None:
-    others = [".tiny2.partial-0123abcd", ".not-tiny.partial-0123abcd", "tiny.partial-0123abcd"]
+    others = [".tiny2.partial-999999999-0123abcd", ".not-tiny.partial-999999999-0123abcd", "tiny.partial-9-0123abcd"]
     for other in others:
-        _leave_behind(tmp_path / other, idle_s=3600)
+        _leave_behind(tmp_path / other)
     bundles.write_bundle(tmp_path / "tiny")
     assert _names(tmp_path) == sorted([*others, "tiny"])
 
 
 def test_a_name_with_wildcards_stands_for_itself(tmp_path: Path) -> None:
-    _leave_behind(tmp_path / ".tiny.partial-0123abcd", idle_s=3600)
-    _leave_behind(tmp_path / ".[t]iny.partial-0123abcd", idle_s=3600)
+    _leave_behind(tmp_path / DEAD)
+    _leave_behind(tmp_path / ".[t]iny.partial-999999999-0123abcd")
     bundles.write_bundle(tmp_path / "[t]iny")
-    assert _names(tmp_path) == [".tiny.partial-0123abcd", "[t]iny"]
+    assert _names(tmp_path) == [DEAD, "[t]iny"]
 
 
 def test_an_old_bundle_set_aside_is_removed_once_the_new_one_is_there(tmp_path: Path) -> None:

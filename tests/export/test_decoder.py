@@ -122,6 +122,12 @@ def test_prefill_in_chunks_equals_one_piece(case: Case, dialect: Dialect, tmp_pa
 def test_settings_it_does_not_have_are_refused() -> None:
     with pytest.raises(CheckpointError, match="use_sliding_window is true; Nearfield has full attention only"):
         DecoderConfig.from_hf(Section({"use_sliding_window": True}, "config.json.talker_config"))
+    with pytest.raises(CheckpointError, match="hidden_act is 'gelu'; Nearfield has 'silu' only"):
+        DecoderConfig.from_hf(Section({"hidden_act": "gelu", "hidden_size": 64, "num_attention_heads": 4}, "c"))
+    for key in ("rope_type", "type"):
+        rope = {"rope_scaling": {key: "yarn", "factor": 4.0}}
+        with pytest.raises(CheckpointError, match="rope_type is 'yarn'; Nearfield has plain multimodal RoPE only"):
+            DecoderConfig.from_hf(Section({"hidden_size": 64, "num_attention_heads": 4, **rope}, "c"))
     values = {"hidden_size": 64, "num_attention_heads": 4, "rope_scaling": {"mrope_section": [2, 3, 4]}}
     with pytest.raises(CheckpointError, match=r"mrope_section \[2, 3, 4\] must add up to half of 16"):
         DecoderConfig.from_hf(Section(values, "config.json.talker_config"))

@@ -118,7 +118,7 @@ def test_a_missing_tensor_leaves_nothing(
     del tensors[name]
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(error, match=message):
-        _export(broken, tmp_path / "out" / "bundle")
+        _export(broken, _empty(tmp_path / "out") / "bundle")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_tensor_of_no_graph_leaves_nothing(checkpoint_3b: Path, tmp_path: Path
     tensors["talker.model.layers.9.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(ExportError, match=r"no graph has a place for: talker\.model\.layers\.9\.mlp\.up_proj\.weight"):
-        _export(broken, tmp_path / "out" / "bundle")
+        _export(broken, _empty(tmp_path / "out") / "bundle")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -151,8 +151,8 @@ def test_an_incomplete_configuration_is_named_before_anything_is_written(
     del values[key]
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
-        _export(broken, tmp_path / "out" / "bundle")
-    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+        _export(broken, _empty(tmp_path / "out") / "bundle")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_missing_voices_are_named(checkpoint_3b: Path, tmp_path: Path) -> None:
@@ -173,6 +173,11 @@ def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint_3b: Path, tmp
 def _export(checkpoint: Path, target: Path) -> Path:
     export_bundle(checkpoint, target, INT4)
     return target
+
+
+def _empty(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

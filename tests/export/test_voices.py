@@ -302,3 +302,11 @@ def test_a_voice_that_lacks_something_is_named(tmp_path: Path, values: object, f
     path = _save(tmp_path / "spk_dict.pt", values)
     with pytest.raises(CheckpointError, match=found):
         read_voices(path)
+
+
+def test_a_compressed_file_is_refused_before_it_grows(tmp_path: Path) -> None:
+    path = tmp_path / "spk_dict.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("spk_dict/data.pkl", b"\0" * 1_000_000)
+    with pytest.raises(CheckpointError, match=r"data\.pkl is compressed, torch\.save stores"):
+        read_voices(path)

@@ -1,0 +1,69 @@
+"""Leaf layers where their parity inside a whole graph would not show a fault."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from nearfield.errors import QuantizationError
+from nearfield.export.bind import Reader, write_component
+from nearfield.export.checkpoint import Checkpoint
+from nearfield.export.graph import ComponentGraph, Module, Op, Port, Style, Value, build
+from nearfield.export.layers import Int4Linear, bounded
+from nearfield.runtime.manifest import FloatType
+from safetensors.numpy import load_file, save_file
+
+
+class Bounded(Module):
+    """`bounded` alone."""
+
+    def __init__(self, style: Style) -> None:
+        super().__init__()
+        self.style = style
+
+    def forward(self, op: Op, x: Value) -> list[Value]:
+        return [op.Identity(bounded(op, x, self.style))]
+
+
+@pytest.mark.parametrize(
+    ("float_type", "expected"), [("float16", [-64504, 1, 64504]), ("float32", [-np.inf, 1, np.inf])]
+)
+def test_half_floats_stop_short_of_infinity(float_type: FloatType, expected: list[float]) -> None:
+    style = Style("ort", float_type)
+    port = Port("x", style.dtype, (3,))
+    model = build(Bounded(style), style, "bounded", [port], [Port("y", style.dtype, (3,))])
+    session = ort.InferenceSession(_serialized(model))
+    (y,) = session.run(None, {"x": np.array([-np.inf, 1, np.inf], float_type)})
+    np.testing.assert_array_equal(y, np.array(expected, float_type))
+
+
+def test_a_weight_that_cannot_be_quantized_is_named(checkpoint_3b: Path, tmp_path: Path) -> None:
+    name = "thinker.model.layers.0.mlp.up_proj"
+    tensors = load_file(checkpoint_3b / "model.safetensors")
+    tensors[f"{name}.weight"][0, 0] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((checkpoint_3b / "config.json").read_bytes())
+    outputs, inputs = tensors[f"{name}.weight"].shape
+    style = Style("ort", "float32", bits=4)
+    layer = Int4Linear(inputs, outputs, style, bias=False)
+
+    class Root(Module):
+        """The layer, under the name the reader is asked for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up_proj = layer
+
+        def forward(self, op: Op, x: Value) -> list[Value]:
+            return [self.up_proj(op, x)]
+
+    root = Root()
+    ports = [Port("x", style.dtype, (1, inputs))], [Port("y", style.dtype, (1, outputs))]
+    component = ComponentGraph("thinker", build(root, style, "root", *ports), root, "thinker.model.layers.0.mlp.")
+    with pytest.raises(QuantizationError, match=rf"{name}\.weight: a weight of {inputs} inputs holds NaN or infinity"):
+        write_component(component, Reader(Checkpoint.open(tmp_path)), tmp_path)
+
+
+def _serialized(model: ir.Model) -> bytes:
+    return ir.serde.serialize_model(model).SerializeToString()
