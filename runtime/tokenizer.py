@@ -74,7 +74,7 @@ class Tokenizer:
         marked = [{**entry, "content": [self._mark(part) for part in entry["content"]]} for entry in entries]
         try:
             rendered = self._template.render(messages=marked, tools=None, documents=None, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:  # a template can go wrong as any program can
             raise InputError(f"the checkpoint's chat template refuses this conversation: {error}") from error
         ids: list[int] = []
         for piece in self._control_pattern.split(rendered):
@@ -83,7 +83,11 @@ class Tokenizer:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text; control tokens in it are characters like any other."""
+        """Return the ids of plain text; control tokens in it are characters like any other.
+
+        Added tokens that the checkpoint does not call special, such as `<tool_call>`, are read as the tokens they are,
+        as the reference does: they are words to the model and control nothing here.
+        """
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
