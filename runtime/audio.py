@@ -7,7 +7,6 @@ its rate → output: samples float32 `(N,)`, 16 kHz, mono (channels averaged), f
 from __future__ import annotations
 
 import io
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import soxr
 from numpy.typing import NDArray
 
 from ..errors import AudioError
+from .files import write_bytes_atomically
 
 SAMPLE_RATE_HZ = 16_000
 """Rate of everything the model hears."""
@@ -72,7 +72,7 @@ def write_wav(path: Path | str, samples: NDArray[Any], rate_hz: int) -> None:
     """Write samples `(N,)`, full scale ±1, as a 16-bit mono WAV; what lies beyond full scale is clipped.
 
     The file appears under its name only when whole. Raises `AudioError` for another shape, values that are not finite,
-    or a place that cannot be written.
+    a place that cannot be written, or one that holds a folder or a device.
     """
     path, samples = Path(path), np.asarray(samples)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
@@ -80,15 +80,12 @@ def write_wav(path: Path | str, samples: NDArray[Any], rate_hz: int) -> None:
     if not np.isfinite(samples).all():
         raise AudioError(f"samples for {path} hold values that are not finite (NaN or infinity); nothing was written")
     pcm = np.rint(np.clip(samples.astype(np.float64), -1.0, 1.0) * 32767.0).astype(np.int16)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    wav = io.BytesIO()  # not the file itself: libsndfile reports a full disk as an assertion
+    soundfile.write(wav, pcm, rate_hz, format="WAV", subtype="PCM_16")
     try:
-        with partial.open("xb") as file:
-            soundfile.write(file, pcm, rate_hz, format="WAV", subtype="PCM_16")
-        partial.replace(path)
+        write_bytes_atomically(path, wav.getvalue())
     except OSError as error:
-        raise AudioError(f"{path} cannot be written ({error.strerror}); choose a folder that can be") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise AudioError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def _as_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:

@@ -89,7 +89,7 @@ class Decoder:
             for start in range(0, count, self._chunk_positions):
                 chunk = slice(start, min(start + self._chunk_positions, count))
                 self._run(embeddings[chunk], position_ids[:, chunk], logits, None if hidden is None else hidden[chunk])
-        except Exception:
+        except BaseException:  # an interruption too
             self.truncate(start_length)
             raise
         return DecoderOutput(logits, hidden)
@@ -115,7 +115,8 @@ class Decoder:
         if self._length + count > self.context:
             raise ContextLimitError(
                 f"{self.name}: {count} positions after the {self._length} already there make {self._length + count}, "
-                f"its context holds {self.context}; shorten the conversation, or load the bundle with a larger context"
+                f"its context holds {self.context}; shorten the conversation (text, sound, image sizes), "
+                "or load the bundle with a larger context"
             )
 
     def _run(self, embeddings: Array, position_ids: Int64, logits: Float32, hidden: Array | None) -> None:

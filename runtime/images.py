@@ -11,6 +11,7 @@ ignores it), because phones store photographs lying on their side.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,11 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     Raises `ImageError` when the file is missing, is no image, is damaged, or is too large to be opened safely.
     """
     try:
-        with Image.open(path) as image:
-            return from_pil(ImageOps.exif_transpose(image))
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on, which cameras have, and refuses from 179 on.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return from_pil(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; give the path of an image file") from error
     except Image.DecompressionBombError as error:
@@ -80,14 +84,18 @@ def check_frames(frames: Sequence[NDArray[Any]] | NDArray[Any]) -> list[NDArray[
 
 def image_grid(height: int, width: int, vision: Vision, max_pixels: int | None = None) -> Grid:
     """Return the grid of an image of this many pixels; `max_pixels` lowers the checkpoint's limit."""
-    limit = vision.image_max_pixels if max_pixels is None else min(max_pixels, vision.image_max_pixels)
-    return _grid(1, height, width, vision, vision.image_min_pixels, limit)
+    return _grid(1, height, width, vision, vision.image_min_pixels, _lower(vision.image_max_pixels, max_pixels))
 
 
-def video_grid(frames: int, height: int, width: int, vision: Vision) -> Grid:
-    """Return the grid of this many frames of this many pixels."""
+def video_grid(frames: int, height: int, width: int, vision: Vision, max_pixels: int | None = None) -> Grid:
+    """Return the grid of this many frames of this many pixels; `max_pixels` lowers the limit of each frame."""
     pairs = -(-frames // vision.temporal_patch_frames)
-    return _grid(pairs, height, width, vision, vision.video_min_pixels, vision.video_max_pixels)
+    limit = _lower(vision.video_max_pixels, max_pixels)
+    return _grid(pairs, height, width, vision, min(vision.video_min_pixels, limit), limit)
+
+
+def _lower(limit: int, wish: int | None) -> int:
+    return limit if wish is None else min(limit, wish)
 
 
 def image_patches(image: NDArray[np.uint8], vision: Vision, max_pixels: int | None = None) -> NDArray[np.float32]:
@@ -98,13 +106,13 @@ def image_patches(image: NDArray[np.uint8], vision: Vision, max_pixels: int | No
 
 
 def video_patches(
-    frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], vision: Vision
+    frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], vision: Vision, max_pixels: int | None = None
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the patches `(h · w, 1176)` float32 of each temporal patch of a video, from frames `(H, W, 3)`.
 
     One temporal patch is in memory at a time: a minute of video would take a gigabyte.
     """
-    grid = video_grid(len(frames), frames[0].shape[0], frames[0].shape[1], vision)
+    grid = video_grid(len(frames), frames[0].shape[0], frames[0].shape[1], vision, max_pixels)
     last = len(frames) - 1
     for start in range(0, len(frames), vision.temporal_patch_frames):
         indices = range(start, start + vision.temporal_patch_frames)

@@ -36,7 +36,10 @@ class Text:
         try:
             self.text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InputError(f"text holds half a character at position {error.start}: {self.text!r}") from error
+            raise InputError(
+                f"text holds half a character at position {error.start}: {self.text!r}; if it was typed in a terminal, "
+                "the terminal's encoding is not UTF-8: set PYTHONUTF8=1"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +69,7 @@ class Image:
 
     def __post_init__(self) -> None:
         check_image(self.pixels)
-        if self.max_pixels is not None and self.max_pixels < 1:
-            raise InputError(f"an image's max_pixels must be above 0, found {self.max_pixels}")
+        _check_max_pixels(self.max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +79,23 @@ class Video:
     frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
     fps: float
     audio: Audio | None = None
+    max_pixels: int | None = None
+    """Scale each frame down to about this many: two frames take a position for every 784. At 2 frames a second and the
+    checkpoint's own limit a minute takes up to 46 000 positions, more than there are."""
 
     def __post_init__(self) -> None:
         check_frames(self.frames)
+        _check_max_pixels(self.max_pixels)
         if not 0 < self.fps < float("inf"):
             raise InputError(f"a video's fps must be above 0, found {self.fps}; give the rate the frames were taken at")
 
 
 Part = Text | Audio | Image | Video
+
+
+def _check_max_pixels(max_pixels: int | None) -> None:
+    if max_pixels is not None and max_pixels < 1:
+        raise InputError(f"max_pixels must be above 0, found {max_pixels}")
 
 
 @dataclass(frozen=True)

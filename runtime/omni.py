@@ -43,8 +43,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in (("max_tokens", self.max_tokens), ("max_codes", self.max_codes)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1")
+            _check_whole_number(name, value, 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class _Spoken:
 
 
 class Omni:
-    """A loaded bundle. One turn at a time: starting one ends the one before."""
+    """A loaded bundle. One turn at a time, on one thread: starting one ends the one before."""
 
     def __init__(self, bundle: Bundle, parts: Parts, clock: Clock = time.perf_counter) -> None:
         self.bundle, self.parts, self._clock = bundle, parts, clock
@@ -137,9 +136,14 @@ class Omni:
         or a single token cut by `max_tokens`, has no sound, for speech needs a token that was read back; one cut by
         `max_tokens` is spoken without its last token, as in the reference.
 
-        Raises `UnknownVoiceError`, `ContextLimitError` for a prompt that is too long, and what `Message`s may raise.
+        Raises `UnknownVoiceError`, `ContextLimitError` for a prompt that is too long, and `InputError` for messages,
+        a seed or limits of the wrong kind.
         """
-        spoken_by = self.bundle.voice(voice or self.voices[0]) if speak else None
+        if not isinstance(messages, Sequence) or not all(isinstance(message, Message) for message in messages):
+            raise InputError(f"a conversation must be a sequence of Message, found {_kind(messages)}")
+        if seed is not None:
+            _check_whole_number("seed", seed, 0)
+        spoken_by = self.bundle.voice(self.voices[0] if voice is None else voice) if speak else None
         manifest = self.bundle.manifest
         sizes = [media_size(part, manifest.audio, manifest.vision) for part in media_parts(messages)]
         prompt = build_prompt(messages, sizes, self.parts.tokenizer, manifest.tokens, manifest.vision)
@@ -158,7 +162,10 @@ class Omni:
         if self._running is not None:
             self._running.close()
         self.parts.thinker.reset()
+        self.parts.talker.reset()
         self.parts.thinker.decoder.check_fits(len(prompt.token_ids))
+        if spoken_by is not None:
+            self.parts.talker.check_fits(len(prompt.token_ids))
         self._running = self._run(turn, self._clock())
         return self._running
 
@@ -228,8 +235,9 @@ class Omni:
                 patches = image_patches(part.pixels, manifest.vision, part.max_pixels)
                 return {"image": parts.vision_encoder.encode([patches], grid)}
             case Video():
-                grid = video_grid(len(part.frames), part.frames[0].shape[0], part.frames[0].shape[1], manifest.vision)
-                seen = parts.vision_encoder.encode(video_patches(part.frames, manifest.vision), grid)
+                height, width = part.frames[0].shape[:2]
+                grid = video_grid(len(part.frames), height, width, manifest.vision, part.max_pixels)
+                seen = parts.vision_encoder.encode(video_patches(part.frames, manifest.vision, part.max_pixels), grid)
                 return {"video": seen} if part.audio is None else {"video": seen, **self._encode(part.audio)}
 
     def _speak(
@@ -265,3 +273,14 @@ class Omni:
     def _since(self, moment: float) -> float:
         """Milliseconds since a moment of the clock."""
         return 1000 * (self._clock() - moment)
+
+
+def _check_whole_number(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} is {value!r}; expected a whole number, at least {least}")
+
+
+def _kind(messages: object) -> str:
+    """What was given for a conversation: the type, and those of what it holds."""
+    held = sorted({type(item).__name__ for item in messages}) if isinstance(messages, Sequence) else []
+    return type(messages).__name__ + (f" of {', '.join(held)}" if held else "")

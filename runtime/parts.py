@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from .bundle import CHAT_TEMPLATE_NAME, Bundle
 from .decoder import Decoder
 from .encoders import AudioEncoder, VisionEncoder
@@ -43,6 +43,11 @@ def load_parts(bundle: Bundle, settings: SessionSettings, context: int) -> Parts
     thinker, talker = manifest.thinker, manifest.talker
     if not 1 <= context <= thinker.max_positions:
         raise InputError(f"context is {context}; {manifest.model} has positions for 1 … {thinker.max_positions}")
+    if settings.device == "tensorrt-rtx" and any(c.dialect != "standard" for c in manifest.components.values()):
+        raise DeviceError(
+            f"{bundle.path} is of dialect 'ort', whose operators TensorRT does not have; "
+            "export it again with --dialect standard, or use device 'cuda' or 'cpu'"
+        )
     # The Talker holds the same prompt, and codes where the Thinker holds the reply.
     talker_context = min(context + MAX_CODES, talker.max_positions)
 

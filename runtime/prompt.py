@@ -104,7 +104,8 @@ def media_size(part: Media, audio: manifest.Audio, vision: manifest.Vision) -> M
         case Image():
             return ImageSize(images.image_grid(part.pixels.shape[0], part.pixels.shape[1], vision, part.max_pixels))
         case Video():
-            grid = images.video_grid(len(part.frames), part.frames[0].shape[0], part.frames[0].shape[1], vision)
+            height, width = part.frames[0].shape[:2]
+            grid = images.video_grid(len(part.frames), height, width, vision, part.max_pixels)
             return VideoSize(grid, part.fps, None if part.audio is None else mel_frames(part.audio.samples.size, audio))
 
 

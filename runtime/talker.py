@@ -75,8 +75,8 @@ class Talker:
         Raises `ContextLimitError` when they do not fit with a first code.
         """
         self.reset()
+        self.check_fits(len(prompt_rows))
         settings = self._settings
-        self._decoder.check_fits(len(prompt_rows) + 2)
         voice_row = gather_rows(self._text_embedding, [voice_bos_token_id]) + self._embed(settings.codec_pad_token_id)
         # The prompt ends in text, whose three ids are equal; the voice's token and the first reply token continue it.
         # From there on the reference counts from the largest id so far, which a video may have pushed ahead.
@@ -92,6 +92,10 @@ class Talker:
         seen = [settings.codec_mask_token_id, settings.codec_pad_token_id, settings.codec_bos_token_id]
         self._sampler = Sampler(sampling, settings.vocab_size, generator, seen=seen, suppressed=self._suppressed)
         self._max_codes = max_codes
+
+    def check_fits(self, prompt_positions: int) -> None:
+        """Raise `ContextLimitError` when a prompt leaves no room for the voice's token and a first code."""
+        self._decoder.check_fits(prompt_positions + 2)
 
     def push(self, row: Float32) -> None:
         """Add the row `(E,)` of the next reply token."""

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .common import IMAGE_PIXELS, check_folder
+from ...errors import ContextLimitError
+from .common import IMAGE_PIXELS, check_outputs
 
 NAME = "ask"
 SUMMARY = "ask a bundle something; it answers in text and speech"
@@ -58,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument(
         "--max-seconds", metavar="N", type=positive, default=80, help="most seconds of speech (default: %(default)s)"
     )
-    answer.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: %(default)s)")
+    answer.add_argument(
+        "--seed", metavar="N", type=not_negative, default=0, help="of everything random (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where graphs run (default: %(default)s)")
     parser.add_argument(
         "--context",
@@ -72,9 +75,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return _whole_number(text, 1, "above 0")
+
+
+def not_negative(text: str) -> int:
+    """A whole number of 0 or more, for argparse."""
+    return _whole_number(text, 0, "of 0 or more")
+
+
+def _whole_number(text: str, least: int, range_text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number {range_text}, found {text!r}")
     return value
 
 
@@ -82,27 +97,43 @@ def run(args: argparse.Namespace) -> int:
     """Answer one question: its text on standard output, everything else on standard error."""
     if args.text is None and args.audio is None and args.image is None:
         args.usage_error("give a question: --text, --audio or --image")
+    if args.no_speech and args.voice is not None:
+        args.usage_error("--voice has no use with --no-speech; leave one of them out")
     speech = None if args.no_speech else args.out
-    check_folder(speech, args.json)
+    check_outputs({"--out": speech, "--json": args.json}, {"--audio": args.audio, "--image": args.image})
+    from ...runtime.bundle import Bundle
     from ...runtime.omni import Omni
-    from .turn import conversation, summary, take, write_json, write_speech
+    from .turn import conversation, cut_sound, cuts, summary, take, write_json, write_speech
 
     messages = conversation(
         system=args.system, audio=args.audio, image=args.image, text=args.text, image_pixels=args.image_pixels
     )
+    bundle = Bundle.open(args.bundle)
+    if args.voice is not None:
+        bundle.voice(args.voice)  # a wrong name is found before gigabytes are loaded
+    if warning := cut_sound(messages, bundle.manifest.audio):
+        print(f"nearfield: {warning}", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"loading {args.bundle} …", file=sys.stderr)
     omni = Omni.load(args.bundle, device=args.device, context=args.context)
-    events = omni.respond(
-        messages,
-        voice=args.voice,
-        speak=speech is not None,
-        seed=args.seed,
-        max_tokens=args.max_tokens,
-        max_codes=args.max_seconds * CODES_PER_SECOND,
-    )
-    reply = take(events, sys.stdout)
+    max_codes = args.max_seconds * CODES_PER_SECOND
+    try:
+        events = omni.respond(
+            messages,
+            voice=args.voice,
+            speak=speech is not None,
+            seed=args.seed,
+            max_tokens=args.max_tokens,
+            max_codes=max_codes,
+        )
+        reply = take(events, sys.stdout)
+    except ContextLimitError as error:
+        raise ContextLimitError(f"{error} (--context N, --image-pixels N)") from error
     if speech is not None:
         print(write_speech(speech, reply), file=sys.stderr)
-    print(summary(reply), file=sys.stderr)
+    print("; ".join([summary(reply), *cuts(reply, max_codes)]), file=sys.stderr)
     if args.json is not None:
         write_json(args.json, reply)
+    if reply.text_error is not None:
+        raise reply.text_error
     return 0

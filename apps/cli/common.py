@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import InputError, NearfieldError
+from ...runtime.files import check_writable
+
+if TYPE_CHECKING:
+    from ...runtime.manifest import Audio
 
 DEMO_BUNDLE = Path(__file__).with_name("demo_data") / "bundle"
 DEMO_QUESTION = Path(__file__).with_name("demo_data") / "question.wav"
@@ -48,14 +55,23 @@ def needs_extra(extra: str) -> Iterator[None]:
         if error.name is None:  # transformers' way to say that a package it tried to load is broken
             raise NearfieldError(
                 f"a package this command needs cannot be loaded ({error.__cause__ or error}): "
-                f'install "nearfield[{extra}]" into a fresh environment, and only what fits it'
+                f"make a fresh environment and in it, {install_command(extra)}"
             ) from error
         if error.name.partition(".")[0] == "nearfield":
             raise
         raise NearfieldError(
-            f'this command needs {error.name}, which is not installed here: pip install "nearfield[{extra}]" '
-            f'(in a clone of the repository: pip install -e ".[{extra}]")'
+            f"this command needs {error.name}, which is not installed here; {install_command(extra)}"
         ) from error
+
+
+def install_command(extra: str) -> str:
+    """How to get an optional part of the installation."""
+    return f'in a clone of the repository: pip install ".[{extra}]"'
+
+
+def quoted(path: Path) -> str:
+    """A path as it must be typed in this machine's command line."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def table(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> str:
@@ -81,13 +97,32 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.2f} GB"
 
 
-def check_folder(*files: Path | None) -> None:
-    """Refuse files that cannot be written where they are asked for, before any work; None is no file.
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse files that cannot be written where they are asked for, before any work. Keys are options; None is no file.
 
-    Raises `InputError` when the folder is not there, or the file is a folder itself.
+    Raises `InputError` when the folder is not there or cannot be written, when something else than a file is in the
+    way, or when the file is an input or another output.
     """
-    for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
-            raise InputError(f"{file} cannot be written: the folder {file.parent} is not there; make it first")
-        if file is not None and file.is_dir():
-            raise InputError(f"{file} is a folder; expected the name of a file to write")
+    taken = {_place(path): option for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path} cannot be written: the folder {path.parent} is not there; make it first")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+        other = taken.setdefault(_place(path), option)
+        if other != option:
+            raise InputError(f"{option} and {other} are the same file, {path}; give {option} a name of its own")
+
+
+def heard_seconds(audio: Audio) -> float:
+    """Length after which the checkpoint's feature extractor cuts a clip."""
+    return audio.max_frames * audio.hop_samples / audio.sample_rate_hz
+
+
+def _place(path: Path) -> str:
+    """Where a path leads, the same for all spellings of it."""
+    return os.path.normcase(os.path.realpath(path))

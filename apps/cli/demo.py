@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .ask import CODES_PER_SECOND, DEVICES
-from .common import DEMO_BUNDLE, DEMO_QUESTION, check_folder
+from .common import DEMO_BUNDLE, DEMO_QUESTION, check_outputs
 
 NAME = "demo"
 SUMMARY = "run the whole chain on a tiny bundle that ships with Nearfield"
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the recorded question and say what it shows and what it does not."""
-    check_folder(args.out, args.json)
+    check_outputs({"--out": args.out, "--json": args.json}, {})
     from ...runtime.omni import Omni
     from .turn import conversation, summary, take, write_json, write_speech
 

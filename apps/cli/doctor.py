@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ... import __version__
-from .common import size, table
+from .common import install_command, size, table
 from .probe import Machine, Probe
 
 NAME = "doctor"
 SUMMARY = "check this machine and its packages"
 DESCRIPTION = """\
-Check Python, packages, ONNX Runtime's devices, the GPU, sound, memory and disk, and say how to get what is missing.
+Check Python, packages, ONNX Runtime's devices, the GPU, memory and disk, and say how to get what is missing.
 
 Exit code 0 if a bundle can be run here on the CPU. What only some uses need is marked "optional"."""
 EXAMPLES = """\
@@ -77,7 +77,6 @@ def examine(probe: Probe) -> list[Finding]:
         *_devices(probe),
         *_extra(probe, "export", "making bundles", EXPORT_PACKAGES),
         *_extra(probe, "verify", "comparing bundles with the reference", VERIFY_PACKAGES),
-        *_sound(probe),
         *_room(probe),
     ]
 
@@ -152,18 +151,9 @@ def _extra(probe: Probe, extra: str, use: str, packages: tuple[str, ...]) -> Ite
     absent = [package for package, version in versions.items() if version is None]
     if absent:
         detail = f"{', '.join(absent)} not installed; only for {use}"
-        yield Finding("optional", f"[{extra}]", detail, f'pip install "nearfield[{extra}]"')
+        yield Finding("optional", f"[{extra}]", detail, install_command(extra))
     else:
         yield Finding("ok", f"[{extra}]", ", ".join(f"{package} {version}" for package, version in versions.items()))
-
-
-def _sound(probe: Probe) -> Iterator[Finding]:
-    devices = probe.audio_devices()
-    if devices is None:
-        detail = "sounddevice not installed; only for a live microphone and loudspeaker, files need none"
-        yield Finding("optional", "sound devices", detail, "pip install sounddevice")
-    else:
-        yield Finding("ok", "sound devices", f"in: {devices.default_input}; out: {devices.default_output}")
 
 
 def _room(probe: Probe) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .common import needs_extra, size
+from .common import needs_extra, quoted, size
 
 NAME = "export"
 SUMMARY = "make a bundle from a downloaded checkpoint"
@@ -14,7 +14,8 @@ DESCRIPTION = """\
 Make a bundle from a checkpoint: a directory as published, with config.json, the safetensors files, the tokenizer and
 spk_dict.pt (the voices). Nothing is downloaded. The bundle appears when it is whole; a failed export leaves nothing.
 
-Needs the optional part: pip install "nearfield[export]". Torch is not needed. Memory: that of the largest tensor."""
+Needs the optional part: pip install ".[export]" in a clone of the repository. Torch is not needed. Memory: that of the
+largest tensor."""
 EXAMPLES = """\
 examples:
   nearfield export Qwen2.5-Omni-3B -o omni-3b                      4-bit language model, the rest in float16
@@ -49,14 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accuracy-level",
         type=int,
         choices=(1, 4),
-        default=4,
-        help="INT4 on a CPU: 4 computes with int8 activations, 1 in float32 (default: %(default)s)",
+        help="INT4 on a CPU: 4 computes with int8 activations, 1 in float32 (default: 4)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, with a progress bar on a terminal, and say what was made."""
+    if args.bits != 4 and args.dtype not in (None, f"float{args.bits}"):
+        args.usage_error(f"--bits {args.bits} stores float{args.bits}, --dtype asks for {args.dtype}; leave one out")
+    if args.bits != 4 and args.accuracy_level is not None:
+        args.usage_error(f"--accuracy-level is about INT4 weights, which --bits {args.bits} does not make")
     with needs_extra("export"):
         from ...export.export import ExportOptions, export_bundle
     from tqdm import tqdm
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         bits=args.bits,
         float_type=args.dtype,
         dialect=args.dialect,
-        accuracy_level=args.accuracy_level,
+        accuracy_level=args.accuracy_level or 4,
         overwrite=args.overwrite,
     )
     with tqdm(unit=" weights", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
@@ -78,5 +83,6 @@ def run(args: argparse.Namespace) -> int:
         manifest = export_bundle(args.checkpoint, args.output, options, progress)
     total = sum(record.size_bytes for record in manifest.files.values())
     print(f"{args.output}: {manifest.model}, {len(manifest.components)} components, {size(total)}")
-    print(f"next: nearfield inspect {args.output}; nearfield ask {args.output} --text hello --out reply.wav")
+    bundle = quoted(args.output)
+    print(f"next: nearfield inspect {bundle}; nearfield ask {bundle} --text hello --out reply.wav")
     return 0

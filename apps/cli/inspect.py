@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import size, table
+from .common import heard_seconds, size, table
 
 if TYPE_CHECKING:
     from ...runtime.manifest import Component, KVCache, Manifest
@@ -114,6 +114,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     ):
         kept = kv_bytes_per_1000(cache, 4 if component.dtype == "float32" else 2)
         yield f"memory for the {name}'s context", f"{size(kept)} per 1000 positions"
+    yield "sound", f"up to {heard_seconds(manifest.audio):g} s a clip"
     steps = (len(speech.ode.times) - 1) // 3
     yield "speech", f"{speech.sample_rate_hz / 1000:g} kHz, {speech.ode.solver} with {steps} steps"
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ... import __version__
 from ...errors import NearfieldError
@@ -29,7 +31,7 @@ _EPILOG = """\
 what to do first:
   nearfield doctor                                      is everything here that is needed?
   nearfield demo --out demo.wav                         run the whole chain on a tiny bundle that ships with Nearfield
-  nearfield export Qwen2.5-Omni-3B -o omni-3b           make a bundle (needs: pip install "nearfield[export]")
+  nearfield export Qwen2.5-Omni-3B -o omni-3b           make a bundle (needs: pip install ".[export]")
   nearfield ask omni-3b --audio question.wav --out reply.wav
 
 nearfield COMMAND --help says more about each command."""
@@ -65,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the process's own) and return its exit code."""
+    _open_closed_streams()
     _print_anything(sys.stdout, sys.stderr)
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -77,15 +80,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int], *, debug: bool) -> int:
     """Run a command and turn how it ends into an exit code; `debug` lets errors through instead of telling them."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # here, where a failure is still told
+        return code
     except KeyboardInterrupt:
         print("nearfield: interrupted", file=sys.stderr)
         return 130
-    except NearfieldError as error:
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        _discard_output()
+        return 1
+    except (NearfieldError, OSError) as error:
         if debug:
             raise
         print(f"nearfield: error: {error}", file=sys.stderr)
         return 1
+
+
+def _open_closed_streams() -> None:
+    """A process may be started without standard output or error; what is written to them is then dropped."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # open as long as the process runs
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Drop what is still to be written, or Python would fail on it once more while it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_anything(*streams: object) -> None:

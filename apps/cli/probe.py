@@ -39,14 +39,6 @@ class Memory:
     available_bytes: int
 
 
-@dataclass(frozen=True)
-class SoundDevices:
-    """Names of the default devices, "none" where there is none."""
-
-    default_input: str
-    default_output: str
-
-
 class Probe(Protocol):
     """Everything the doctor wants to know of a machine."""
 
@@ -72,10 +64,6 @@ class Probe(Protocol):
 
     def gpus(self) -> list[Gpu]:
         """NVIDIA GPUs."""
-        ...
-
-    def audio_devices(self) -> SoundDevices | None:
-        """Default sound devices, None if sounddevice is not installed."""
         ...
 
     def memory(self) -> Memory:
@@ -134,20 +122,6 @@ class Machine:
         except (OSError, subprocess.SubprocessError):  # it is there without a driver or a GPU
             return []
         return parse_gpus(answer.stdout)
-
-    def audio_devices(self) -> SoundDevices | None:
-        """Default sound devices, None if sounddevice is not installed or has no PortAudio."""
-        try:
-            import sounddevice
-        except (ImportError, OSError):  # OSError: on Linux it needs the system's libportaudio2
-            return None
-        names: list[str] = []
-        for kind in ("input", "output"):
-            try:
-                names.append(str(sounddevice.query_devices(kind=kind)["name"]))
-            except (sounddevice.PortAudioError, ValueError):
-                names.append("none")
-        return SoundDevices(*names)
 
     def memory(self) -> Memory:
         """Main memory."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -17,11 +17,14 @@ import numpy.typing as npt
 import psutil
 
 from ...errors import NearfieldError
+from ...runtime import manifest
 from ...runtime.audio import read_audio, write_wav
 from ...runtime.events import AudioChunk, Event, TextDelta, TurnEnd
+from ...runtime.files import write_bytes_atomically
 from ...runtime.images import read_image
 from ...runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Part, Text
-from .common import IMAGE_PIXELS
+from ...runtime.prompt import media_parts
+from .common import IMAGE_PIXELS, heard_seconds
 
 _MEGABYTE = 1e6
 # Control characters but newline and tab: a reply must not be able to steer the terminal.
@@ -35,6 +38,8 @@ class Reply:
     end: TurnEnd
     samples: npt.NDArray[np.float32]
     sample_rate_hz: int
+    text_error: OSError | None = None
+    """Why not all of the text could be shown."""
 
 
 def conversation(
@@ -60,25 +65,66 @@ def conversation(
 
 
 def take(events: Iterable[Event], out: TextIO) -> Reply:
-    """Drain a turn, writing its text to `out` as it comes; a silent turn has no samples and rate 0."""
+    """Drain a turn, writing its text to `out` as it comes; a silent turn has no samples and rate 0.
+
+    When `out` cannot be written any more the turn goes on without it: its speech may still be wanted.
+    """
     chunks: list[npt.NDArray[np.float32]] = []
     sample_rate_hz = 0
     end: TurnEnd | None = None
+    text_error: OSError | None = None
     for event in events:
         match event:
             case TextDelta():
-                out.write(event.text.translate(_SHOWN))
-                out.flush()
+                text_error = text_error or _show(event.text.translate(_SHOWN), out)
             case AudioChunk():
                 chunks.append(event.samples)
                 sample_rate_hz = event.sample_rate_hz
             case TurnEnd():
                 end = event
-    out.write("\n")
+    text_error = text_error or _show("\n", out)
     if end is None:
         raise NearfieldError("the turn broke off without an end; run again with --debug and report what it shows")
     samples = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
-    return Reply(end, samples, sample_rate_hz)
+    return Reply(end, samples, sample_rate_hz, text_error)
+
+
+def _show(text: str, out: TextIO) -> OSError | None:
+    """Write at once; returns the error when that fails, as where the reader of a pipe has gone."""
+    try:
+        out.write(text)
+        out.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def cut_sound(messages: Sequence[Message], audio: manifest.Audio) -> str | None:
+    """A line that says so when a clip of the conversation is longer than the checkpoint hears."""
+    limit_seconds = heard_seconds(audio)
+    for part in media_parts(messages):
+        if isinstance(part, Audio) and len(part.samples) > limit_seconds * audio.sample_rate_hz:
+            seconds = len(part.samples) / audio.sample_rate_hz
+            return f"only the first {limit_seconds:g} s of {seconds:.0f} s are heard: the checkpoint's limit"
+    return None
+
+
+def cuts(reply: Reply, max_codes: int) -> list[str]:
+    """What of the reply was cut, and by which option; nothing when it ended of itself."""
+    found = []
+    match reply.end.stop_reason:
+        case "max_tokens":
+            found.append("text cut by --max-tokens")
+        case "context":
+            found.append("text cut by --context")
+    match reply.end.speech_stop_reason:
+        case "max_codes" if reply.end.timing.codes < max_codes:
+            found.append("speech cut by the checkpoint's limit")
+        case "max_codes":
+            found.append("speech cut by --max-seconds")
+        case "context":
+            found.append("speech cut by its context (--context, or a shorter question)")
+    return found
 
 
 def summary(reply: Reply) -> str:
@@ -122,9 +168,9 @@ def write_json(path: Path, reply: Reply) -> None:
         "peak_rss_mb": round(peak_rss_bytes() / _MEGABYTE, 1),
     }
     try:
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_bytes_atomically(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     except OSError as error:
-        raise NearfieldError(f"{path} cannot be written ({error}); choose a folder that exists and is yours") from error
+        raise NearfieldError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def peak_rss_bytes() -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from nearfield import __version__
-from nearfield.apps.cli import ask, common, main
-from nearfield.errors import BundleError, NearfieldError
+from nearfield.apps.cli import ask, common, main, verify
+from nearfield.errors import BundleError, InputError, NearfieldError
 from nearfield.runtime.session import Device
 
 COMMANDS = ("export", "verify", "inspect", "ask", "demo", "doctor")
@@ -76,6 +79,11 @@ def test_help_loads_nothing_heavy() -> None:
         ("ask", "bundle"),
         ("ask", "bundle", "--text", "hello", "--device", "tpu"),
         ("ask", "bundle", "--text", "hello", "--max-tokens", "0"),
+        ("ask", "bundle", "--text", "hello", "--seed", "-1"),
+        ("ask", "bundle", "--text", "hello", "--no-speech", "--voice", "Ethan"),
+        ("export", "checkpoint", "-o", "bundle", "--bits", "16", "--dtype", "float32"),
+        ("export", "checkpoint", "-o", "bundle", "--bits", "32", "--dtype", "float16"),
+        ("export", "checkpoint", "-o", "bundle", "--bits", "32", "--accuracy-level", "4"),
         ("demo", "--seed", "x"),
         ("doctor", "now"),
     ],
@@ -112,6 +120,108 @@ def test_a_place_the_answer_cannot_go_is_refused_before_any_work(
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_numbers_are_asked_for_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("ask", "bundle", "--text", "hello", "--max-tokens", "many") == 2
+    assert "--max-tokens: expected a whole number above 0, found 'many'" in capsys.readouterr().err
+    assert exit_code("ask", "bundle", "--text", "hello", "--seed", "x") == 2
+    assert "--seed: expected a whole number of 0 or more, found 'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "message"),
+    [
+        ({"--out": "a.wav", "--json": "./a.wav"}, {}, "--json and --out are the same file"),
+        ({"--out": "question.wav"}, {"--audio": "question.wav"}, "--out and --audio are the same file"),
+        ({"--json": "folder"}, {}, "folder cannot be written .it is a folder, not a file"),
+        ({"--out": "nowhere/a.wav"}, {}, "the folder nowhere is not there"),
+        ({"--out": os.devnull}, {}, "it is a device or a pipe"),
+    ],
+)
+def test_outputs_that_would_destroy_or_fail_are_refused(
+    outputs: dict[str, str], inputs: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("question.wav").write_bytes(b"sound")
+    paths = [{option: Path(path) for option, path in files.items()} for files in (outputs, inputs)]
+    with pytest.raises(InputError, match=message):
+        common.check_outputs(*paths)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "question.wav"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody, not even root, can write")
+def test_a_folder_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InputError, match=r"/proc/a\.wav cannot be written"):
+        common.check_outputs({"--out": Path("/proc/a.wav")}, {})
+
+
+def test_outputs_of_their_own_are_accepted_and_not_made(tmp_path: Path) -> None:
+    common.check_outputs({"--out": tmp_path / "a", "--json": None}, {"--audio": tmp_path / "b", "--image": None})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_system_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "bundle")
+
+    assert main.guarded(full, debug=False) == 1
+    assert capsys.readouterr().err == "nearfield: error: [Errno 28] No space left on device: 'bundle'\n"
+    with pytest.raises(OSError, match="No space"):
+        main.guarded(full, debug=True)
+
+
+NARROW = """
+import subprocess, sys
+command = [sys.executable, "-m", "nearfield.apps.cli.main", *sys.argv[1:]]
+process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+process.stdout.close()
+print(process.stderr.read(), end="")
+sys.exit(process.wait())
+"""
+
+
+def without_reader(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose standard output nobody reads."""
+    return subprocess.run([sys.executable, "-c", NARROW, *argv], capture_output=True, text=True, check=False)
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
+    ended = without_reader("inspect", str(common.DEMO_BUNDLE))
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_speech_is_written_though_nobody_reads_the_text(tmp_path: Path) -> None:
+    speech = tmp_path / "reply.wav"
+    options = ["--max-tokens", "4", "--max-seconds", "1", "--out", str(speech)]
+    ended = without_reader("ask", str(common.DEMO_BUNDLE), "--text", "hello", *options)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stdout
+    assert "BrokenPipe" not in ended.stdout
+    assert speech.stat().st_size > 1000
+
+
+def test_closed_streams_are_no_error() -> None:
+    code = (
+        "import sys; sys.stdout = sys.stderr = None\n"
+        "from nearfield.apps.cli.main import main\n"
+        "sys.exit(main(['inspect', sys.argv[1]]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(common.DEMO_BUNDLE)], check=False).returncode == 0
+
+
+def test_paths_to_type_are_quoted() -> None:
+    assert common.quoted(Path("omni-3b")) == "omni-3b"
+    assert common.quoted(Path("my bundle")) in ("'my bundle'", '"my bundle"')
+
+
+def test_verify_says_by_what_its_outputs_pass() -> None:
+    assert verify.verdict(Counter({"ok": 7})) == "all outputs are within their limits"
+    starred = verify.verdict(Counter({"ok": 5, "ok*": 2})).splitlines()
+    assert starred[0].startswith("* over the limit")
+    assert starred[-1] == "all outputs pass, 5 within their limits and 2 by the reference (*)"
+    assert verify.verdict(Counter({"ok": 5, "MISS": 2})) == "2 of 7 outputs miss"
+
+
 def test_exporting_what_is_no_checkpoint_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("export", str(tmp_path), "-o", str(tmp_path / "bundle")) == 1
     assert str(tmp_path) in capsys.readouterr().err
@@ -119,7 +229,7 @@ def test_exporting_what_is_no_checkpoint_is_explained(tmp_path: Path, capsys: py
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
-    message = r'needs onnx_no_such, .* pip install "nearfield\[export\]"'
+    message = r'needs onnx_no_such, .* in a clone of the repository: pip install "\.\[export\]"'
     with pytest.raises(NearfieldError, match=message), common.needs_extra("export"):
         importlib.import_module("onnx_no_such")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import soundfile
 from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTION
 from nearfield.apps.cli.inspect import kv_bytes_per_1000
 from nearfield.apps.cli.main import main
+from nearfield.apps.cli.turn import Reply, cuts
+from nearfield.apps.cli.verify import mark
 from nearfield.runtime.bundle import Bundle
+from nearfield.runtime.events import TextStop, Timing, TurnEnd
 from nearfield.runtime.manifest import KVCache
+from nearfield.runtime.talker import SpeechStop
 
 DEMO_LIMIT_BYTES = 2_000_000
 
@@ -56,6 +61,7 @@ def test_inspect_lists_components_voices_and_limits(bundle: Path, capsys: pytest
     for name in (*manifest.components, *manifest.voices, f"{manifest.thinker.max_positions:,} positions"):
         assert name in text
     assert "int4 rtn, groups of 128" in text
+    assert "up to 30 s a clip" in text  # of the tiny checkpoints
     assert "--check compares all hashes" in text
 
 
@@ -85,6 +91,23 @@ def test_verify_prints_every_output_and_passes(
     assert lines[-1] == "all outputs are within their limits"
 
 
+def test_verify_stars_what_passes_only_by_the_reference() -> None:
+    from nearfield.export.verify import Row
+
+    row = Row("thinker", "logits", 1e-3, 5e-3, 1e-3, None)
+    assert mark(row) == "ok"
+    assert mark(replace(row, error=8e-3, reference_error=7e-3)) == "ok*"
+    assert mark(replace(row, error=8e-3, reference_error=1e-3)) == "MISS"
+    assert mark(replace(row, error=float("nan"))) == "MISS"
+
+
+def test_verify_prints_no_table_when_there_is_nothing_to_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(tmp_path), "--against", str(tmp_path)]) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_verify_against_another_checkpoint_is_not_a_pass(bundle: Path, checkpoint_7b: Path) -> None:
     assert main(["verify", str(bundle), "--against", str(checkpoint_7b)]) == 1
 
@@ -102,6 +125,8 @@ def test_ask_writes_text_to_stdout_and_speech_and_timing_to_files(
     out, err = capsys.readouterr()
     assert out.strip()
     assert str(speech) in err
+    assert "text cut by --max-tokens" in err.splitlines()[-1]
+    assert ("speech cut by --max-seconds" in err) == (said["speech_stop_reason"] == "max_codes")
     info = soundfile.info(speech)
     assert (info.samplerate, info.channels, info.subtype) == (24_000, 1, "PCM_16")
     assert said["audio_seconds"] <= 1.0
@@ -119,7 +144,9 @@ def test_ask_without_speech_writes_no_sound(bundle: Path, tmp_path: Path) -> Non
     ("asked", "message"),
     [
         (["--text", "hello", "--voice", "Nobody"], "Chelsie, Ethan"),
-        (["--text", "word " * 10_000], "positions"),
+        (["--text", "hello", "--voice", ""], "Chelsie, Ethan"),
+        (["--text", "hello", "--voice", "Nobody", "--context", "999999999"], "Chelsie, Ethan"),  # before loading
+        (["--text", "word " * 10_000], "(--context N, --image-pixels N)"),
         (["--audio", "no.wav"], "no.wav is not a sound file Nearfield can read"),
         (["--audio", "empty.wav"], "empty.wav"),
         (["--audio", "missing.wav"], "missing.wav does not exist"),
@@ -144,6 +171,31 @@ def test_ask_refuses_what_it_cannot_answer_and_leaves_nothing(
     assert message in error
     assert "Traceback" not in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_was_cut_is_told_with_the_option() -> None:
+    timing = Timing(1, 1, 50, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+    def told(text: TextStop, speech: SpeechStop | None) -> list[str]:
+        return cuts(Reply(TurnEnd("", text, speech, timing), np.zeros(0, np.float32), 24_000), max_codes=50)
+
+    assert told("end", "end") == told("end", None) == []
+    assert told("max_tokens", "max_codes") == ["text cut by --max-tokens", "speech cut by --max-seconds"]
+    assert "--context" in told("context", None)[0]
+    assert "--context" in told("end", "context")[0]
+    whole = Reply(TurnEnd("", "end", "max_codes", timing), np.zeros(0, np.float32), 24_000)
+    assert cuts(whole, max_codes=51) == ["speech cut by the checkpoint's limit"]
+
+
+def test_a_clip_longer_than_the_checkpoint_hears_is_told(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = tmp_path / "question.wav"
+    for seconds, told in ((30, False), (31, True)):
+        soundfile.write(question, np.zeros(seconds * 8_000), 8_000)
+        assert main(["ask", str(bundle), "--audio", str(question), "--no-speech", "--max-tokens", "1"]) == 0
+        warning = "only the first 30 s of 31 s are heard: the checkpoint's limit"
+        assert (warning in capsys.readouterr().err) == told
 
 
 def test_ask_scales_a_photograph_so_that_it_fits_and_the_context_can_be_set(

@@ -66,4 +66,5 @@ def test_a_weight_that_cannot_be_quantized_is_named(checkpoint_3b: Path, tmp_pat
 
 
 def _serialized(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString()
+    content: bytes = ir.serde.serialize_model(model).SerializeToString()
+    return content

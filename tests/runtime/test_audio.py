@@ -1,5 +1,8 @@
 """Sound files of every kind → 16 kHz mono, and WAV files back."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +175,30 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="cannot be written"):
         write_wav(target, np.zeros(1), 24_000)
     assert [file.name for file in tmp_path.iterdir()] == ["reply.wav"]
+
+
+def test_what_is_not_a_file_is_refused_and_stays() -> None:
+    device = Path(os.devnull)
+    with pytest.raises(AudioError, match="it is a device or a pipe"):
+        write_wav(device, np.zeros(1), 24_000)
+    assert device.exists()
+    assert not device.is_file()
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="the limit on a file's size, which stands for a full disk, is POSIX"
+)
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "reply.wav"
+    path.write_bytes(b"old")
+    code = (
+        "import resource, sys, numpy\n"
+        "from nearfield.runtime.audio import write_wav\n"
+        "from nearfield.errors import AudioError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_wav(sys.argv[1], numpy.zeros(5000), 24000)\n"
+        "except AudioError as error: print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    assert told == f"{path} cannot be written (File too large); choose another place\n"
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("reply.wav", b"old")]

@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(case: Case) -> None:
     decoder.prefill(embeddings, position_ids)
     expected = (
         rf"2 positions after the {POSITIONS} already there make {POSITIONS + 2}, its context holds {POSITIONS + 1}; "
-        "shorten the conversation, or load the bundle with a larger context"
+        r"shorten the conversation \(text, sound, image sizes\), or load the bundle with a larger context"
     )
     with pytest.raises(ContextLimitError, match=expected):
         decoder.prefill(embeddings[:2], position_ids[:, :2])
@@ -150,23 +150,24 @@ def test_an_empty_prefill_and_a_cut_beyond_the_end_are_refused(case: Case) -> No
 class FailingSession(Session):
     """A session whose run fails the given time."""
 
-    def __init__(self, session: Session, fails_at_run: int) -> None:
+    def __init__(self, session: Session, fails_at_run: int, error: BaseException) -> None:
         self.__dict__.update(session.__dict__)
-        self._runs, self._fails_at_run = 0, fails_at_run
+        self._runs, self._fails_at_run, self._error = 0, fails_at_run, error
 
     def run_bound(self, binding: Any) -> None:
         self._runs += 1
         if self._runs == self._fails_at_run:
-            raise RuntimeError("out of memory")
+            raise self._error
         super().run_bound(binding)
 
 
-def test_a_failed_run_leaves_the_sequence_as_it_was(case: Case) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_failed_run_leaves_the_sequence_as_it_was(case: Case, error: BaseException) -> None:
     embeddings, position_ids = prompt()
     whole = case.open().prefill(embeddings, position_ids)
-    decoder = case.open(session=FailingSession(case.session, 3), chunk_positions=8)
+    decoder = case.open(session=FailingSession(case.session, 3, error), chunk_positions=8)
     decoder.prefill(embeddings[:5], position_ids[:, :5])
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(type(error)):
         decoder.prefill(embeddings[5:], position_ids[:, 5:])  # its second chunk
     assert decoder.length == 5
     output = decoder.prefill(embeddings[5:], position_ids[:, 5:])

@@ -185,6 +185,12 @@ def test_an_image_too_large_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_image(tmp_path / "a.png")
 
 
+def test_a_large_photograph_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(picture(60, 60)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000)  # Pillow warns above this, and refuses above twice as much
+    assert read_image(tmp_path / "a.png").shape == (60, 60, 3)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -15,6 +15,7 @@ FRAME = np.zeros((5, 5, 3), np.uint8)
     [
         (lambda: Text(b"bytes"), InputError, "text must be a str, found bytes"),  # type: ignore[arg-type]
         (lambda: Text("a\ud800"), InputError, "half a character at position 1"),
+        (lambda: Text("caf\udce9"), InputError, r"the terminal's encoding is not UTF-8: set PYTHONUTF8=1"),
         (lambda: Audio([0.0]), AudioError, r"audio must be float32 \(N,\) at 16 kHz, found list"),  # type: ignore[arg-type]
         (lambda: Audio(np.zeros(5)), AudioError, r"found float64 \(5,\); audio.from_array converts it"),  # type: ignore[arg-type]
         (lambda: Audio(np.zeros((5, 2), np.float32)), AudioError, r"found float32 \(5, 2\)"),

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from nearfield.errors import ContextLimitError, InputError, UnknownVoiceError
+from nearfield.errors import ContextLimitError, DeviceError, InputError, UnknownVoiceError
 from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.runtime.events import AudioChunk, Event, TextDelta, TurnEnd
 from nearfield.runtime.manifest import Dialect
-from nearfield.runtime.messages import Audio, Message, Text
+from nearfield.runtime.messages import Audio, Message, Text, Video
 from nearfield.runtime.omni import Omni
 from nearfield.runtime.sampling import Sampling
 from nearfield.runtime.thinker import Thinker
@@ -165,14 +165,47 @@ def test_what_cannot_be_done_is_refused_at_the_call(omni: Omni, bundle_path: Pat
     with pytest.raises(UnknownVoiceError, match=r"voice 'Nobody' .* it has Chelsie, Ethan"):
         omni.respond(QUESTION, voice="Nobody")
     assert omni.voices == ["Chelsie", "Ethan"]
+    with pytest.raises(UnknownVoiceError, match="voice ''"):
+        omni.respond(QUESTION, voice="")
     for name in ("max_tokens", "max_codes"):
-        with pytest.raises(InputError, match=f"{name} is 0; expected at least 1"):
-            omni.respond(QUESTION, **(SHORT | {name: 0}))
+        for value in (0, 2.5, "2", True):
+            with pytest.raises(InputError, match=f"{name} is {value!r}; expected a whole number, at least 1"):
+                omni.respond(QUESTION, **(SHORT | {name: value}))
+    for seed in (-1, 1.0, "7"):
+        with pytest.raises(InputError, match=f"seed is {seed!r}; expected a whole number, at least 0"):
+            omni.respond(QUESTION, seed=seed, **SHORT)  # type: ignore[arg-type]
+    for messages, found in (("hello", "str of str"), ([Text("hello")], "list of Text"), (QUESTION[0], "Message")):
+        with pytest.raises(InputError, match=f"must be a sequence of Message, found {found}"):
+            omni.respond(messages, **SHORT)  # type: ignore[arg-type]
     long = [Message("user", [Text("very long " * 200)])]
     with pytest.raises(ContextLimitError, match=r"Thinker: .* its context holds 256; shorten the conversation"):
         omni.respond(long)
+    with pytest.raises(DeviceError, match=r"is of dialect 'ort', .* export it again with --dialect standard"):
+        Omni.load(bundle_path, device="tensorrt-rtx")
     with pytest.raises(InputError, match=r"context is 0; .* has positions for 1 … "):
         Omni.load(bundle_path, context=0)
+
+
+def test_a_prompt_the_talker_cannot_hold_is_refused_before_anything_is_said(omni: Omni) -> None:
+    taken = end_of(list(omni.respond(QUESTION, speak=False, **SHORT))).timing.prompt_tokens
+    talker = omni.parts.talker
+    context = talker._decoder.context
+    try:
+        talker._decoder.context = taken + 1  # the voice's token fits, a first code does not
+        with pytest.raises(ContextLimitError, match="Talker: "):
+            omni.respond(QUESTION, **SHORT)
+        assert list(omni.respond(QUESTION, speak=False, **SHORT))
+    finally:
+        talker._decoder.context = context
+
+
+def test_a_videos_frames_are_scaled_down_to_its_own_limit(omni: Omni) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    taken = {}
+    for limit in (None, 112 * 112):
+        question = [Message("user", [Video(frames, 2.0, max_pixels=limit)])]
+        taken[limit] = end_of(list(omni.respond(question, speak=False, **SHORT))).timing.prompt_tokens
+    assert taken[None] - taken[112 * 112] == 12 * 12 - 4 * 4  # 224 pixels are raised to the checkpoint's least
 
 
 def test_an_int4_bundle_speaks(checkpoint_3b: Path, tmp_path: Path) -> None:

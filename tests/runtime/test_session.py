@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from nearfield.errors import BundleError, DeviceError
-from nearfield.export.graph import FLOAT32, Module, Op, Port, Value, build
+from nearfield.export.graph import FLOAT32, Module, Op, Port, Style, Value, build
 from nearfield.runtime.session import Device, Memory, SessionSettings, open_session
 
 
@@ -25,7 +25,8 @@ class Doubling(Module):
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = build(Doubling(), "doubling", [Port("x", FLOAT32, ("n",))], [Port("doubled", FLOAT32, ("n",))])
+    style = Style("ort", "float32")
+    model = build(Doubling(), style, "doubling", [Port("x", FLOAT32, ("n",))], [Port("doubled", FLOAT32, ("n",))])
     path = tmp_path_factory.mktemp("graph") / "doubling.onnx"
     ir.save(model, path)
     return path
