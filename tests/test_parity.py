@@ -33,12 +33,18 @@ SOUND = Audio((0.1 * rng.standard_normal(int(3.37 * 16_000))).astype(np.float32)
 SHORT_SOUND = Audio((0.2 * rng.standard_normal(16_000)).astype(np.float32))
 TINY_SOUND = Audio((0.2 * rng.standard_normal(3_200)).astype(np.float32))
 PICTURE = Image(rng.integers(0, 256, (84, 170, 3), np.uint8))
+OTHER_PICTURE = Image(255 - PICTURE.pixels)
+OTHER_SHORT_SOUND = Audio(SHORT_SOUND.samples[::-1].copy())
 FRAMES = rng.integers(0, 256, (10, 84, 112, 3), np.uint8)  # 5 seconds at 2 a second
 
 CONVERSATIONS: dict[str, list[Message]] = {
     "text": [Message("user", [TEXT])],
     "audio": [Message("user", [SOUND])],
     "image": [Message("user", [PICTURE, TEXT])],
+    # Of equal size, so that one could take the place of the other.
+    "two-pictures-and-two-clips": [
+        Message("user", [PICTURE, SHORT_SOUND, OTHER_PICTURE, OTHER_SHORT_SOUND, TEXT]),
+    ],
     "video-with-sound": [Message("user", [TEXT, Video(FRAMES[:8], 2.0, SOUND)])],
     # The sound ends before the picture's columns do: the last id of the prompt is not the largest.
     "wide-video-with-short-sound": [Message("user", [TEXT, Video(FRAMES[:2], 2.0, TINY_SOUND)])],

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import soundfile
+from checkpoints import SMALL_3B, write_checkpoint
 from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTION
 from nearfield.apps.cli.inspect import kv_bytes_per_1000
 from nearfield.apps.cli.main import main
@@ -110,6 +111,17 @@ def test_verify_prints_no_table_when_there_is_nothing_to_compare(
 
 def test_verify_against_another_checkpoint_is_not_a_pass(bundle: Path, checkpoint_7b: Path) -> None:
     assert main(["verify", str(bundle), "--against", str(checkpoint_7b)]) == 1
+
+
+def test_verify_of_other_weights_misses_and_says_how_many(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_checkpoint(tmp_path / "other", SMALL_3B, seed=2)
+    assert main(["verify", str(bundle), "--against", str(other)]) == 1
+    _, *rows, verdict = capsys.readouterr().out.splitlines()
+    assert rows
+    assert all(row.endswith(" MISS") for row in rows)
+    assert verdict == f"{len(rows)} of {len(rows)} outputs miss"
 
 
 def test_ask_writes_text_to_stdout_and_speech_and_timing_to_files(

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from graphs import Array
 from nearfield.errors import ExportError
+from nearfield.export import bind
 from nearfield.export.bind import Reader, write_component
 from nearfield.export.graph import ComponentGraph, Module, Op, Parameter, Port, Style, Value, build
 from nearfield.export.layers import Linear, OutputHead
@@ -41,24 +42,24 @@ class Arrays:
 class Pair(Module):
     """A Linear and a head, of the sizes of `tensors()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = 4) -> None:
         super().__init__()
         self.proj = Linear(3, 5, STYLE)
-        self.head = OutputHead(5, 4, STYLE)
+        self.head = OutputHead(5, outputs, STYLE)
 
     def forward(self, op: Op, x: Value) -> list[Value]:
         return [self.head(op, self.proj(op, x))]
 
 
-def pair() -> ComponentGraph:
-    root = Pair()
-    model = build(root, STYLE, "pair", [Port("x", STYLE.dtype, (1, 3))], [Port("y", STYLE.dtype, (1, 4))])
+def pair(outputs: int = 4) -> ComponentGraph:
+    root = Pair(outputs)
+    model = build(root, STYLE, "pair", [Port("x", STYLE.dtype, (1, 3))], [Port("y", STYLE.dtype, (1, outputs))])
     return ComponentGraph("vocoder", model, root, "part.")
 
 
-def tensors() -> dict[str, Array]:
+def tensors(outputs: int = 4) -> dict[str, Array]:
     rng = np.random.default_rng(0)
-    shapes = {"part.proj.weight": (5, 3), "part.proj.bias": (5,), "part.head.weight": (4, 5)}
+    shapes = {"part.proj.weight": (5, 3), "part.proj.bias": (5,), "part.head.weight": (outputs, 5)}
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -79,9 +80,28 @@ def test_files_are_recorded_as_they_are_and_tensors_are_aligned(tmp_path: Path) 
         content = (tmp_path / name).read_bytes()
         assert (record.size_bytes, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     model = onnx.load(tmp_path / written.graph, load_external_data=False)
-    offsets = [int(e.value) for t in model.graph.initializer for e in t.external_data if e.key == "offset"]
+    offsets = _offsets(model)
     assert len(offsets) == 3
     assert all(offset % 64 == 0 for offset in offsets)  # these tensors are small; those of a page begin on one
+
+
+def test_tensors_written_in_chunks_are_whole_and_hashed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bind, "_CHUNK_BYTES", 7)  # divides none of the tensors' sizes
+    weights = tensors()
+    written = write_component(pair(), Reader(Arrays(weights)), tmp_path)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / written.graph).graph.initializer}
+    np.testing.assert_array_equal(stored["proj.weight"], weights["part.proj.weight"].T)
+    np.testing.assert_array_equal(stored["proj.bias"], weights["part.proj.bias"])
+    np.testing.assert_array_equal(stored["head.weight"], weights["part.head.weight"])
+    content, record = (tmp_path / written.data).read_bytes(), written.files[written.data]
+    assert (record.size_bytes, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize(("outputs", "offset"), [(205, 4096), (204, 128)])  # 4100 and 4080 bytes of float32
+def test_a_tensor_of_a_page_begins_on_one(tmp_path: Path, outputs: int, offset: int) -> None:
+    written = write_component(pair(outputs), Reader(Arrays(tensors(outputs))), tmp_path)
+    model = onnx.load(tmp_path / written.graph, load_external_data=False)
+    assert sorted(_offsets(model)) == [0, 64, offset]
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
@@ -145,3 +165,8 @@ def test_progress_counts_every_weight_once() -> None:
     reader.read("part.proj.weight", (5, 3))
     assert seen == [("thinker", 5, 40), ("thinker", 25, 40), ("talker", 40, 40)]
     assert reader.counts == {"thinker": 25, "talker": 15}
+
+
+def _offsets(model: onnx.ModelProto) -> list[int]:
+    """Where each tensor lies in the data file."""
+    return [int(e.value) for t in model.graph.initializer for e in t.external_data if e.key == "offset"]

@@ -1,6 +1,8 @@
 """Thinker and Talker graphs beside the reference, in both dialects, float types and weight formats."""
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from nearfield.export.talker import talker_graph
 from nearfield.export.thinker import thinker_graph
 from nearfield.quantize.rtn import round_to_nearest
 from nearfield.runtime.manifest import Dialect, FloatType
+from reference import load_model
 from tolerances import CHUNKED_PREFILL, FP16_RELATIVE, FP32_RELATIVE, relative_error
 from transformers import Qwen2_5OmniForConditionalGeneration
 
@@ -98,6 +101,27 @@ def test_int4_equals_the_reference_with_the_same_weights(
         logits, _ = case.expected()
     assert relative_error(outputs["logits"], logits) <= limit
     assert relative_error(outputs["logits"], case.expected()[0]) > 10 * limit, "the weights were not quantized"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_half_floats_tell_far_positions_apart(case: Case, dialect: Dialect, tmp_path: Path) -> None:
+    case.position_ids = case.position_ids + 20_000  # a half float knows every sixteenth of these
+    outputs = case.open(Style(dialect, "float16"), tmp_path).feed(case.embeds, case.position_ids)
+    assert relative_error(outputs["logits"], case.expected()[0]) <= FP16_RELATIVE
+
+
+@pytest.mark.parametrize("name", ["thinker", "talker"])
+def test_the_checkpoints_rope_and_norm_settings_are_used(checkpoint_7b: Path, tmp_path: Path, name: str) -> None:
+    altered = Path(shutil.copytree(checkpoint_7b, tmp_path / "altered"))
+    config = json.loads((altered / "config.json").read_text(encoding="utf-8"))
+    for section in (config["thinker_config"]["text_config"], config["talker_config"]):
+        section["rms_norm_eps"] = 1e-2  # a hundredth of the mean square, to be seen
+        section["rope_parameters"]["rope_theta"] = 5e5
+    (altered / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    case = Case(name, altered, load_model(altered))
+    assert (case.config.norm_epsilon, case.config.rope_theta) == (1e-2, 5e5)
+    outputs = case.open(Style("ort", "float32"), tmp_path).feed(case.embeds, case.position_ids)
+    assert relative_error(outputs["logits"], case.expected()[0]) <= FP32_RELATIVE
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from checkpoints import SMALL_3B, SMALL_7B, Shape, write_checkpoint
 from nearfield.errors import BundleError, CheckpointError, ExportError
-from nearfield.export.export import ExportOptions, export_bundle
+from nearfield.export.checkpoint import Checkpoint
+from nearfield.export.config import Section
+from nearfield.export.export import ExportOptions, _eos_token_ids, _expected_bytes, export_bundle
 from nearfield.runtime.bundle import Bundle
 from safetensors.numpy import load_file, save_file
 
@@ -55,9 +57,65 @@ def test_bits_choose_types(checkpoint_3b: Path, tmp_path: Path) -> None:
             assert component.dtype == dtype
             assert (component.quantization.bits if component.quantization else None) == quantized_bits
         assert manifest.components["audio_encoder"].dtype == dtype
-        assert manifest.components["dit"].dtype == "float32", "the reference runs Token2Wav in float32 alone"
+        speech = {manifest.components["dit"].dtype, manifest.components["vocoder"].dtype}
+        assert speech == {"float32"}, "the reference runs Token2Wav in float32 alone"
     sizes = {bits: (tmp_path / str(bits) / "thinker.data").stat().st_size for bits in expected}
     assert sizes[4] < sizes[16] < sizes[32]
+
+
+@pytest.mark.parametrize("bits", [4, 16, 32])
+def test_the_room_asked_for_is_about_what_the_weights_take(
+    checkpoint_3b: Path, tmp_path: Path, bits: Literal[4, 16, 32]
+) -> None:
+    options = ExportOptions(bits=bits)
+    export_bundle(checkpoint_3b, tmp_path / "bundle", options)
+    weights = [file for file in (tmp_path / "bundle").iterdir() if file.suffix in (".data", ".npy", ".safetensors")]
+    taken = sum(file.stat().st_size for file in weights)  # graphs are small beside them in a checkpoint of real size
+    assert _expected_bytes(Checkpoint.open(checkpoint_3b), options) == pytest.approx(taken, rel=0.1)
+
+
+def test_token2wav_can_be_float16_on_its_own(checkpoint_3b: Path, tmp_path: Path) -> None:
+    options = ExportOptions(bits=32, token2wav_float_type="float16")
+    components = export_bundle(checkpoint_3b, tmp_path / "bundle", options).components
+    half = {name for name, component in components.items() if component.dtype == "float16"}
+    assert half == {"dit", "vocoder"}
+
+
+def test_every_special_token_is_the_configurations(checkpoint_3b: Path, tmp_path: Path) -> None:
+    manifest = export_bundle(checkpoint_3b, tmp_path / "bundle", INT4)
+    config = json.loads((checkpoint_3b / "config.json").read_text())
+    talker, thinker = config["talker_config"], config["thinker_config"]
+    assert {
+        "tts_codec_start_token_id": manifest.talker.codec_bos_token_id,
+        "tts_codec_end_token_id": manifest.talker.codec_eos_token_id,
+        "tts_codec_pad_token_id": manifest.talker.codec_pad_token_id,
+        "tts_codec_mask_token_id": manifest.talker.codec_mask_token_id,
+        "tts_text_end_token_id": manifest.talker.text_eos_token_id,
+        "tts_text_pad_token_id": manifest.talker.text_pad_token_id,
+    }.items() <= talker.items()
+    assert {
+        "audio_token_index": manifest.tokens.audio,
+        "audio_start_token_id": manifest.tokens.audio_bos,
+        "audio_end_token_id": manifest.tokens.audio_eos,
+        "image_token_index": manifest.tokens.image,
+        "video_token_index": manifest.tokens.video,
+        "vision_start_token_id": manifest.tokens.vision_bos,
+        "vision_end_token_id": manifest.tokens.vision_eos,
+    }.items() <= thinker.items()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(7, [7]), ([7, 8], [7, 8]), (0, [0])])
+def test_the_ids_that_end_a_reply_are_found_in_each_of_three_places(value: object, expected: list[int]) -> None:
+    for place in ("thinker", "text", "config"):
+        ends = {name: {"eos_token_id": value} if name == place else {} for name in ("thinker", "text", "config")}
+        thinker = {"thinker_config": {"text_config": ends["text"], **ends["thinker"]}}
+        assert _eos_token_ids(Section({**thinker, **ends["config"]}, "config.json")) == expected
+
+
+def test_a_checkpoint_whose_replies_could_not_end_is_refused() -> None:
+    config = Section({"thinker_config": {"eos_token_id": None, "text_config": {}}}, "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json\.thinker_config has no eos_token_id"):
+        _eos_token_ids(config)
 
 
 @pytest.mark.parametrize("shape", [SMALL_3B, SMALL_7B])

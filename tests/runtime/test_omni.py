@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import nearfield.runtime.parts
 import numpy as np
+import numpy.typing as npt
 import pytest
 from nearfield.errors import ContextLimitError, DeviceError, InputError, UnknownVoiceError
 from nearfield.export.export import ExportOptions, export_bundle
+from nearfield.runtime.bundle import Bundle
 from nearfield.runtime.events import AudioChunk, Event, TextDelta, TurnEnd
-from nearfield.runtime.manifest import Dialect
-from nearfield.runtime.messages import Audio, Message, Text, Video
+from nearfield.runtime.manifest import ComponentName, Dialect, Quantization
+from nearfield.runtime.messages import Audio, Image, Message, Text, Video
 from nearfield.runtime.omni import Omni
-from nearfield.runtime.sampling import Sampling
+from nearfield.runtime.parts import MAX_CODES, load_parts
+from nearfield.runtime.prompt import Prompt, build_prompt, media_parts, media_size
+from nearfield.runtime.sampling import GREEDY, TALKER_DEFAULT, Sampling
+from nearfield.runtime.session import Session, SessionSettings, open_session
 from nearfield.runtime.thinker import Thinker
+from nearfield.runtime.token2wav import Token2Wav
 
 QUESTION = [Message("user", [Text("Hello, how are you today?")])]
 WARM = Sampling(temperature=1.5)
@@ -62,6 +69,25 @@ def that_ends_with(omni: Omni, token_id: int) -> Omni:
     return Omni(omni.bundle, replace(omni.parts, thinker=ended))
 
 
+class RecordedCodes(Token2Wav):
+    """Token2Wav, remembering the codes of the last reply."""
+
+    def __init__(self, inner: Token2Wav) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.codes: list[int] = []
+
+    def push(self, codes: npt.NDArray[np.int64]) -> None:
+        self.codes = codes.tolist()
+        super().push(codes)
+
+
+def prompt_of(omni: Omni, messages: list[Message]) -> Prompt:
+    """The prompt a conversation makes."""
+    manifest = omni.bundle.manifest
+    sizes = [media_size(part, manifest.audio, manifest.vision) for part in media_parts(messages)]
+    return build_prompt(messages, sizes, omni.parts.tokenizer, manifest.tokens, manifest.vision)
+
+
 def test_a_turn_is_text_then_sound_then_its_end(omni: Omni) -> None:
     events = list(omni.respond(QUESTION, seed=1, **SHORT))
     kinds = [type(event) for event in events]
@@ -98,7 +124,71 @@ def test_the_seed_fixes_text_codes_and_noise_each_by_its_own_stream(omni: Omni) 
     assert tokens_of(first) == tokens_of(again) != tokens_of(other)
     np.testing.assert_array_equal(samples_of(first), samples_of(again))
     assert tokens_of(turn(5, speak=False)) == tokens_of(first)
-    np.testing.assert_array_equal(samples_of(turn(5, max_codes=1)), samples_of(turn(5, max_codes=1)))
+
+
+def test_what_one_stage_draws_changes_nothing_for_the_next(omni: Omni) -> None:
+    """A cold sampler chooses as a greedy one does, but draws for each token."""
+    cold = Sampling(temperature=0.001)
+
+    def turn(seed: int, thinker: Sampling, talker: Sampling) -> Any:
+        options: dict[str, Any] = {"thinker_sampling": thinker, "talker_sampling": talker, "seed": seed}
+        return samples_of(omni.respond(QUESTION, **SHORT, **options))
+
+    np.testing.assert_array_equal(turn(5, cold, TALKER_DEFAULT), turn(5, GREEDY, TALKER_DEFAULT))
+    silent_streams = turn(5, GREEDY, GREEDY)
+    np.testing.assert_array_equal(turn(5, GREEDY, cold), silent_streams)
+    noise_alone = turn(6, GREEDY, GREEDY)
+    assert noise_alone.shape == silent_streams.shape
+    assert not np.array_equal(noise_alone, silent_streams)
+
+
+def test_the_seed_changes_the_codes_of_the_same_text(omni: Omni) -> None:
+    recording = RecordedCodes(omni.parts.token2wav)
+    recorded = Omni(omni.bundle, replace(omni.parts, token2wav=recording))
+    spoken = {}
+    for seed in (5, 6):
+        spoken[seed] = (tokens_of(recorded.respond(QUESTION, seed=seed, **SHORT)), recording.codes)
+    assert spoken[5][0] == spoken[6][0]
+    assert spoken[5][1] != spoken[6][1]
+
+
+def test_the_first_voice_is_used_unless_told_otherwise(omni: Omni) -> None:
+    turns = {voice: list(omni.respond(QUESTION, voice=voice, seed=1, **SHORT)) for voice in (None, "Chelsie", "Ethan")}
+    np.testing.assert_array_equal(samples_of(turns[None]), samples_of(turns["Chelsie"]))
+    assert not np.array_equal(samples_of(turns["Ethan"]), samples_of(turns["Chelsie"]))
+
+
+def test_the_thinkers_repetition_penalty_counts_the_prompt(omni: Omni) -> None:
+    prompt = set(prompt_of(omni, QUESTION).token_ids.tolist())
+    fond = replace(GREEDY, repetition_penalty=1e-9)  # makes what was seen the likelier, so the other way round
+    [first, *_] = tokens_of(omni.respond(QUESTION, speak=False, **SHORT))
+    [repeated, *_] = tokens_of(omni.respond(QUESTION, speak=False, thinker_sampling=fond, **SHORT))
+    assert first not in prompt, "else this says nothing"
+    assert repeated in prompt
+
+
+def test_a_picture_counts_with_the_positions_it_takes(omni: Omni) -> None:
+    question = [Message("user", [Image(np.zeros((84, 140, 3), np.uint8)), Text("What is this?")])]
+    prompt = prompt_of(omni, question)
+    assert prompt.is_media.sum() > 4
+    timing = end_of(list(omni.respond(question, speak=False, **SHORT))).timing
+    assert timing.prompt_tokens == len(prompt.token_ids)
+
+
+def test_speech_is_never_longer_than_the_dit_can_take(omni: Omni) -> None:
+    manifest = omni.bundle.manifest
+    short = msgspec.structs.replace(manifest, token2wav=msgspec.structs.replace(manifest.token2wav, max_frames=20))
+    end = end_of(list(Omni(Bundle(omni.bundle.path, short), omni.parts).respond(QUESTION, seed=1, **SHORT)))
+    assert (end.timing.codes, end.speech_stop_reason) == (10, "max_codes")
+
+
+def test_a_hot_talker_says_only_codes_the_dit_has(omni: Omni) -> None:
+    recording = RecordedCodes(omni.parts.token2wav)
+    recorded = Omni(omni.bundle, replace(omni.parts, token2wav=recording))
+    list(recorded.respond(QUESTION, talker_sampling=Sampling(temperature=50.0), seed=1, max_tokens=3, max_codes=100))
+    manifest = omni.bundle.manifest
+    assert len(recording.codes) > 10
+    assert max(recording.codes) < manifest.token2wav.code_count < manifest.talker.vocab_size
 
 
 def test_without_a_seed_turns_differ(omni: Omni) -> None:
@@ -184,6 +274,17 @@ def test_what_cannot_be_done_is_refused_at_the_call(omni: Omni, bundle_path: Pat
         Omni.load(bundle_path, device="tensorrt-rtx")
     with pytest.raises(InputError, match=r"context is 0; .* has positions for 1 … "):
         Omni.load(bundle_path, context=0)
+    most = omni.bundle.manifest.thinker.max_positions
+    with pytest.raises(InputError, match=rf"context is {most + 1}; .* has positions for 1 … {most}"):
+        Omni.load(bundle_path, context=most + 1)
+
+
+def test_the_talkers_context_holds_the_prompt_and_all_codes_or_what_its_model_has(omni: Omni) -> None:
+    manifest = omni.bundle.manifest
+    assert omni.parts.talker._decoder.context == 256 + MAX_CODES < manifest.talker.max_positions
+    low = msgspec.structs.replace(manifest, talker=msgspec.structs.replace(manifest.talker, max_positions=1000))
+    parts = load_parts(Bundle(omni.bundle.path, low), SessionSettings(threads=1), 256)
+    assert (parts.thinker.decoder.context, parts.talker._decoder.context) == (256, 1000)
 
 
 def test_a_prompt_the_talker_cannot_hold_is_refused_before_anything_is_said(omni: Omni) -> None:
@@ -216,3 +317,28 @@ def test_an_int4_bundle_speaks(checkpoint_3b: Path, tmp_path: Path) -> None:
         events = list(Omni.load(tmp_path / dialect, threads=1).respond(QUESTION, seed=1, **SHORT))
         assert len(tokens_of(events)) == 6
         assert len(samples_of(events)) == end_of(events).timing.codes * 480 > 0
+
+
+def test_every_session_opens_with_the_settings_and_its_components_accuracy_level(
+    omni: Omni, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: dict[str, tuple[SessionSettings, int | None]] = {}
+
+    def recorded(graph: Path, settings: SessionSettings, *, accuracy_level: int | None = None) -> Session:
+        opened[graph.stem] = (settings, accuracy_level)
+        return open_session(graph, SessionSettings(threads=1))
+
+    monkeypatch.setattr(nearfield.runtime.parts, "open_session", recorded)
+    manifest = omni.bundle.manifest
+    levels: dict[ComponentName, int] = {"thinker": 1, "talker": 4}
+    quantized = {
+        name: msgspec.structs.replace(
+            manifest.components[name], quantization=Quantization("rtn", 4, 128, symmetric=True, accuracy_level=level)
+        )
+        for name, level in levels.items()
+    }
+    bundle = Bundle(omni.bundle.path, msgspec.structs.replace(manifest, components=manifest.components | quantized))
+    monkeypatch.setattr(Bundle, "open", lambda _: bundle)
+    Omni.load(bundle.path, device="cuda", context=64, threads=3, gpu_memory_limit_bytes=5 << 30)
+    settings = SessionSettings("cuda", 3, 5 << 30)
+    assert opened == {name: (settings, levels.get(name)) for name in manifest.components}

@@ -114,3 +114,70 @@ def test_tensorrt_rtx_that_cannot_be_loaded_or_finds_no_gpu(graph: Path, monkeyp
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *_: None)
     with pytest.raises(DeviceError, match="finds no GPU it supports"):
         open_session(graph, SessionSettings(device=device))
+
+
+def running_on(*providers: str) -> Any:
+    """A session without a graph, which says it runs on `providers`."""
+    return SimpleNamespace(get_inputs=list, get_outputs=list, get_providers=lambda: list(providers))
+
+
+class RecordedOptions:
+    """Session options that note the devices they are given and the settings of a session."""
+
+    def __init__(self, devices: list[Any]) -> None:
+        self.devices = devices
+        self.entries: dict[str, str] = {}
+        self.intra_op_num_threads = 0
+
+    def add_provider_for_devices(self, devices: list[Any], options: dict[str, str]) -> None:
+        assert options == {}
+        self.devices.append(devices)
+
+    def add_session_config_entry(self, name: str, value: str) -> None:
+        self.entries[name] = value
+
+
+def test_a_session_on_cuda_keeps_its_memory_there(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = running_on("CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
+    opened = open_session(graph, SessionSettings(device="cuda"))
+    assert opened.memory == Memory("cuda")
+    assert opened.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_session_on_tensorrt_rtx_keeps_its_memory_there_and_a_dropped_provider_is_an_error(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+) -> None:
+    plugin = SimpleNamespace(get_ep_name=lambda: "RtxProvider")
+    gpus = [SimpleNamespace(ep_name="RtxProvider", number=number) for number in range(2)]
+    asked: list[Any] = []
+    options = RecordedOptions(asked)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [SimpleNamespace(ep_name="Other"), *gpus])
+    monkeypatch.setattr(onnxruntime, "SessionOptions", lambda: options)
+    session = running_on(*(["RtxProvider"] if kept else []), "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
+    settings = SessionSettings(device="tensorrt-rtx")
+    if kept:
+        assert open_session(graph, settings).memory == Memory("gpu", 0, 0x10DE)
+    else:
+        with pytest.raises(DeviceError, match=r"dropped its provider while loading doubling\.onnx"):
+            open_session(graph, settings)
+    assert asked == [gpus[:1]]
+
+
+def test_threads_and_accuracy_level_reach_onnx_runtime(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def session(_: Path, options: RecordedOptions, **__: Any) -> Any:
+        made.append((options.intra_op_num_threads, options.entries))
+        return running_on("CPUExecutionProvider")
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", lambda: RecordedOptions([]))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    open_session(graph, SessionSettings(threads=3), accuracy_level=4)
+    open_session(graph, SessionSettings())
+    assert made == [(3, {"session.qdq_matmulnbits_accuracy_level": "4"}), (0, {})]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import nearfield.runtime.talker
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from nearfield.export.talker import talker_graph
 from nearfield.runtime import manifest
 from nearfield.runtime.decoder import Decoder
 from nearfield.runtime.manifest import Component, KVCache
-from nearfield.runtime.sampling import GREEDY, TALKER_DEFAULT, Sampling
+from nearfield.runtime.sampling import GREEDY, TALKER_DEFAULT, Sampler, Sampling
 from nearfield.runtime.session import Array, Session, SessionSettings, open_session
 from nearfield.runtime.talker import Talker
 from transformers import Qwen2_5OmniForConditionalGeneration
@@ -202,16 +204,44 @@ def test_sampled_codes_repeat_with_the_seed_and_stay_inside_the_dits(case: Case)
     assert max(max(codes, default=0) for codes in drawn) < few
 
 
-def test_the_codec_end_and_pad_tokens_end_speech(case: Case) -> None:
+class Told(Sampler):
+    """Chooses what it is told to, and remembers what it was made with."""
+
+    made_with: ClassVar[list[dict[str, list[int]]]] = []
+    choices: ClassVar[list[int]] = []
+
+    def __init__(
+        self,
+        settings: Sampling,
+        vocab_size: int,
+        generator: np.random.Generator,
+        *,
+        seen: Iterable[int] = (),
+        suppressed: Iterable[int] = (),
+    ) -> None:
+        self.made_with.append({"seen": sorted(seen), "suppressed": sorted(suppressed)})
+        super().__init__(settings, vocab_size, generator)
+
+    def choose(self, logits: Array) -> int:
+        del logits
+        return self.choices.pop(0)
+
+
+@pytest.mark.parametrize("stop", [CODEC_EOS, CODEC_PAD])
+def test_the_codec_end_and_pad_tokens_end_speech(case: Case, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearfield.runtime.talker, "Sampler", Told)
+    monkeypatch.setattr(Told, "choices", [3, stop])
+    monkeypatch.setattr(Told, "made_with", [])
     prompt = make_prompt(case, 2)
-    for stop in (CODEC_EOS, CODEC_PAD):
-        only_the_stop = case.talker(code_count=0)
-        begin(only_the_stop, prompt, sampling=Sampling(temperature=100.0), seed=stop)
-        only_the_stop.push(prompt.reply[0])
-        assert only_the_stop.ready
-        assert only_the_stop.step() is None
-        assert only_the_stop.stop_reason == "end"
-        assert not only_the_stop.ready
+    talker = case.talker()
+    assert say(talker, prompt) == [3]
+    assert talker.stop_reason == "end"
+    assert not talker.ready
+    # The reference's penalty counts the codec ids of its prompt; of the ids without a code, stops can be chosen.
+    without_code = set(range(CODES, TALKER_VOCABULARY)) - {CODEC_EOS, CODEC_PAD}
+    assert Told.made_with == [
+        {"seen": sorted([CODEC_MASK, CODEC_PAD, CODEC_BOS]), "suppressed": sorted(without_code)},
+    ]
 
 
 def test_limits_end_speech_with_their_reason(case: Case) -> None:
