@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -53,16 +53,12 @@ class Noise(Reader):
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
-        self.parameters = 0
+        self.component, self.counts = "", Counter[str]()
 
     def read(self, name: str, shape: Sequence[int]) -> Array:  # noqa: ARG002  # noise needs no name
         """Return noise that no other tensor has, about ±1/√fan-in."""
-        self.parameters += int(np.prod(shape))
+        self.counts[self.component] += int(np.prod(shape))
         return (self.random.random(shape, np.float32) - np.float32(0.5)) * np.float32(0.07)
-
-    def count(self, prefix: str) -> int:  # noqa: ARG002  # one graph a reader
-        """Return the number of weights given out."""
-        return self.parameters
 
 
 def peak_gib() -> float:
@@ -74,7 +70,7 @@ def open_graph(component: ComponentGraph, directory: Path, profile: Path | None)
     """Write the graph with noise for weights and load it, with ONNX Runtime's profiler if `profile` is given."""
     reader = Noise()
     write_component(component, reader, directory)
-    print(f"{component.name}: {reader.parameters / 1e6:.0f} million weights; written, peak {peak_gib():.2f} GiB")
+    print(f"{component.name}: {reader.counts.total() / 1e6:.0f} million weights; written, peak {peak_gib():.2f} GiB")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3

@@ -15,6 +15,7 @@ import os
 import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,16 +64,12 @@ class Noise(Reader):
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
-        self.parameters = 0
+        self.component, self.counts = "", Counter[str]()
 
     def read(self, name: str, shape: Sequence[int]) -> Array:  # noqa: ARG002  # noise needs no name
         """Return noise, of the size 1/√fan-in at the width of the DiT."""
-        self.parameters += int(np.prod(shape))
+        self.counts[self.component] += int(np.prod(shape))
         return (self.random.random(shape, np.float32) - np.float32(0.5)) * np.float32(0.1)
-
-    def count(self, prefix: str) -> int:  # noqa: ARG002  # one graph a reader
-        """Return the number of weights given out."""
-        return self.parameters
 
 
 class FullAttention(DiTAttention):
@@ -137,7 +134,7 @@ def dit_variant(root: Module, modulation: Port) -> ComponentGraph:
         mel, Port("codes", INT64, (1, "codes")), Port("speaker", FLOAT32, (1, 192)),
         Port("encoding", FLOAT32, (2, 128)), modulation, Port("guidance", FLOAT32, ()),
     ]  # fmt: skip
-    model = build(root, "dit", inputs, [Port("velocity", FLOAT32, mel.shape)])
+    model = build(root, STYLE, "dit", inputs, [Port("velocity", FLOAT32, mel.shape)])
     return ComponentGraph("dit", model, root, "")
 
 
@@ -187,7 +184,7 @@ def activation_graph(kind: Callable[[int, Style], Module], channels: int) -> Com
         return [root(op, x, filters)]
 
     signal = (1, channels, "samples")
-    model = build(root, "activation", [Port("x", FLOAT32, signal)], [Port("y", FLOAT32, signal)], forward)
+    model = build(root, STYLE, "activation", [Port("x", FLOAT32, signal)], [Port("y", FLOAT32, signal)], forward)
     return ComponentGraph("vocoder", model, root, "")
 
 
@@ -201,7 +198,7 @@ def load(component: ComponentGraph) -> tuple[onnxruntime.InferenceSession, int]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         write_component(component, reader, Path(directory))
         path = Path(directory) / f"{component.name}.onnx"
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), reader.parameters
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), reader.counts.total()
 
 
 def timed(label: str, call: Callable[[], Sequence[Array]], runs: int) -> Array:
