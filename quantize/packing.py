@@ -69,11 +69,3 @@ def pack_nibbles(codes: Codes) -> Codes:
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
     return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
-
-
-def unpack_nibbles(packed: Codes, count: int) -> Codes:
-    """Undo `pack_nibbles`: the first `count` 4-bit values along the last axis."""
-    codes = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
-    codes[..., 0::2] = packed & 0xF
-    codes[..., 1::2] = packed >> 4
-    return codes[..., :count]

@@ -11,17 +11,25 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from nearfield.quantize.packing import (
+    Codes,
     QuantizedWeight,
     pack_dequantize_linear,
     pack_matmul_nbits,
     pack_nibbles,
-    unpack_nibbles,
 )
 from onnx import TensorProto, helper
 from tolerances import INT4_MATMUL
 
 FLOAT_TYPES: list[np.dtype[Any]] = [np.dtype(np.float32), np.dtype(np.float16)]
 ROWS_OF_X = 3
+
+
+def unpack_nibbles(packed: Codes, count: int) -> Codes:
+    """Undo `pack_nibbles`: the first `count` 4-bit values along the last axis."""
+    codes = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
+    codes[..., 0::2] = packed & 0xF
+    codes[..., 1::2] = packed >> 4
+    return codes[..., :count]
 
 
 @st.composite
