@@ -1,0 +1,1 @@
+"""The speech synthesizers that Nano's training speech comes from, one file an engine."""
