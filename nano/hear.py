@@ -1,0 +1,264 @@
+"""Hearing: the audio tower, trained alone until its embeddings say which word is being spoken.
+
+Inputs: recordings of the corpus, disturbed anew each time → output: the state of ``thinker.audio_tower``. The head is
+the Thinker's own embedding table: a frame's score for a word is the dot product with that word's row, and the row of
+the audio placeholder plays CTC's blank (Graves et al. 2006), so that afterwards the Thinker finds words where it looks
+for them and nothing but a scale is thrown away. A few hundred steps on espeak's exact word times come first: plain
+CTC spends most of an hour finding the alignment.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
+    Qwen2_5OmniAudioAttention,
+    Qwen2_5OmniAudioEncoder,
+)
+
+from ..runtime.mel import audio_tokens, log_mel
+from .augment import Disturbed, Samples, disturb_timed
+from .chat import front
+from .model import build
+from .recordings import SAMPLE_RATE_HZ, Recording, Recordings
+from .sentences import plain
+from .tokenizer import token_ids, tokenizer
+from .training import Losses, Plan, finished, train
+from .world import vocabulary
+
+BLOCK_FRAMES = 200
+"""The tower hears in blocks of two seconds (n_window 100); nothing crosses a block."""
+_BLOCK_TOKENS = 50
+TOKEN_SAMPLES = 640
+"""An embedding is 40 ms."""
+
+HEAR = Plan("hear", steps=5200, learning_rate=1.5e-3, warmup_steps=200, ema=0.998)
+_BATCH = 24
+_ALIGNED_STEPS = 500  # on word times, before CTC
+_DISTURBED_STEPS = 2500  # until the disturbance has its full strength
+_SCALE = 1.0  # of the scores at the start
+
+_OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15))  # by layer and head, in steps of 20 ms
+
+
+def hear_stage() -> nn.Module:
+    """Train the audio tower; stage ``text`` comes first, whose embedding table is the head."""
+    ear = Ear(finished("text")["embed_tokens.weight"])
+    train(HEAR, ear, HearLoss(ear, Recordings.load("train")))
+    return ear
+
+
+class Ear(nn.Module):
+    """The audio tower and the scale of its scores, which is thrown away after the stage."""
+
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        self.tower: Qwen2_5OmniAudioEncoder = build().thinker.model.audio_tower
+        self.scale = nn.Parameter(torch.tensor(_SCALE))
+        rows = embedding[torch.tensor([token_ids().audio, unknown_id(), *word_ids().values()])]
+        self.words = nn.Buffer(F.normalize(rows, dim=-1), persistent=False)  # (1 blank + 1 unknown + words, D)
+        look_nearby(self.tower)
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """``(B, T, D)`` → log-probabilities ``(B, T, classes)``: blank, unknown word, the words of the world."""
+        return (self.scale * embeddings.float() @ self.words.T).log_softmax(-1)
+
+
+class HearLoss:
+    """CTC on words; in the first steps cross-entropy on the word times espeak gives."""
+
+    def __init__(self, ear: Ear, recordings: Recordings) -> None:
+        self._ear, self._recordings = ear, recordings
+        timed = np.array([entry.words is not None for entry in recordings.entries])
+        self._timed, self._untimed = np.flatnonzero(timed), np.flatnonzero(~timed)
+
+    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch, half of it espeak's once CTC has begun."""
+        aligned = step < _ALIGNED_STEPS
+        chosen = rng.choice(self._timed, _BATCH if aligned else _BATCH // 2)
+        if not aligned:
+            chosen = np.concatenate([chosen, rng.choice(self._untimed, _BATCH - len(chosen))])
+        recordings = [self._recordings[index] for index in chosen]
+        strength = min(1.0, step / _DISTURBED_STEPS)
+        sounds = [disturb_timed(recording.samples, rng, strength) for recording in recordings]
+        mel, frames = features([sound.samples for sound in sounds])
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings, tokens = encode(self._ear.tower, mel, frames)
+        scores = self._ear.scores(embeddings)
+        if aligned:
+            targets = torch.stack([_aligned(*pair, scores.shape[1]) for pair in zip(recordings, sounds, strict=True)])
+            return {"loss": F.nll_loss(scores.transpose(1, 2), targets, ignore_index=-1)}
+        return {"loss": ctc(scores, tokens, [recording.prompt for recording in recordings])}
+
+
+def ctc(scores: Tensor, tokens: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Connectionist temporal classification of what was said, per word."""
+    targets = [torch.tensor(classes(prompt)) for prompt in prompts]
+    lengths = torch.tensor([len(target) for target in targets])
+    return F.ctc_loss(scores.transpose(0, 1), torch.cat(targets), tokens, lengths, zero_infinity=True)
+
+
+def classes(prompt: str) -> list[int]:
+    """The classes of a sentence's words: 1 for a word outside the world."""
+    known = {word: index + 2 for index, word in enumerate(word_ids())}
+    return [known.get(word, 1) for word in plain(prompt).split()]
+
+
+def heard(scores: Tensor, tokens: Tensor) -> list[str]:
+    """The words CTC finds, greedily: ``(B, T, classes)`` → a sentence a row, ``?`` for a word outside the world."""
+    names = ["", "?", *word_ids()]
+    sentences = []
+    for row, length in zip(scores.argmax(-1), tokens.tolist(), strict=True):
+        best = torch.unique_consecutive(row[:length]).tolist()
+        sentences.append(" ".join(names[index] for index in best if index))
+    return sentences
+
+
+def features(sounds: Sequence[Samples], rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The runtime's log-mel of each sound, padded to whole blocks: ``(B, 128, F)``, ``frames (B)``.
+
+    With a generator, most are as if said by a shorter or longer throat (vocal tract length perturbation, Jaitly and
+    Hinton 2013): pitch and formants move together by up to 14 %, and time does not.
+    """
+    mels = [log_mel(sound, front().audio) for sound in sounds]
+    if rng is not None:
+        mels = [_throats()[rng.integers(len(_throats()))] @ mel for mel in mels]
+    frames = torch.tensor([mel.shape[1] for mel in mels])
+    length = -(-int(frames.max()) // BLOCK_FRAMES) * BLOCK_FRAMES
+    batch = torch.zeros(len(mels), mels[0].shape[0], length)
+    for row, mel in enumerate(mels):
+        batch[row, :, : mel.shape[1]] = torch.from_numpy(mel)
+    return batch, frames
+
+
+@functools.cache
+def _throats() -> list[NDArray[np.float32]]:
+    """Matrices ``(128, 128)`` that move log-mel by factors of 0.86 … 1.14 in frequency, by linear interpolation."""
+    bins = front().audio.mel_bins
+    centres_mel = np.arange(1, bins + 1) / (bins + 1)  # of the way from 0 to 8 kHz
+    hz = _slaney_hz(centres_mel * _slaney_mel(8000.0))
+    matrices = []
+    for factor in np.linspace(0.86, 1.14, 15):
+        place = np.clip(
+            _slaney_mel(np.minimum(hz * factor, 8000.0)) / _slaney_mel(8000.0) * (bins + 1) - 1, 0, bins - 1
+        )
+        below = np.minimum(place.astype(int), bins - 2)
+        matrix = np.zeros((bins, bins), np.float32)
+        matrix[np.arange(bins), below] = 1 - (place - below)
+        matrix[np.arange(bins), below + 1] = place - below
+        matrices.append(matrix)
+    return matrices
+
+
+def _slaney_mel(hz: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Mel of Slaney's Auditory Toolbox, in which the runtime's filters are even: linear to 1 kHz, then logarithmic."""
+    hz = np.asarray(hz)
+    return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))
+
+
+def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+@functools.cache
+def word_ids() -> dict[str, int]:
+    """Every word of the world, lower case, and the token that stands for it inside a sentence."""
+    ids = {word: tokenizer().encode(f" {word}").ids for word in sorted({word.lower() for word in vocabulary()})}
+    return {word: token[0] for word, token in ids.items() if len(token) == 1}
+
+
+def unknown_id() -> int:
+    """A token of the published list that nano has no other use for: it stands for every word outside the world."""
+    return tokenizer().get_vocab()["<|box_end|>"]
+
+
+def _aligned(recording: Recording, sound: Disturbed, length: int) -> Tensor:
+    """The class of each of ``length`` embeddings of 40 ms, from the words' times; −1 behind the end."""
+    targets = torch.full((length,), -1)
+    targets[: audio_tokens(-(-len(sound.samples) // 160))] = 0
+    words = recording.words or []
+    for (_, start_s, end_s), kind in zip(words, classes(recording.prompt), strict=True):
+        first, last = (
+            round((time_s / sound.speed + sound.delay_s) * SAMPLE_RATE_HZ / TOKEN_SAMPLES)
+            for time_s in (start_s, end_s)
+        )
+        targets[first : max(first + 1, last)] = kind
+    return targets
+
+
+@torch.no_grad()
+def look_nearby(tower: Qwen2_5OmniAudioEncoder) -> None:
+    """Let every head begin by looking a few steps before or after itself, through the sinusoids of the positions.
+
+    A query rotated by an offset matches the keys that stand there; found by training alone this takes many minutes.
+    """
+    width = tower.conv2.weight.shape[0]
+    tower.conv1.weight.mul_(2.5)  # mel features are small beside the positions that are added to them
+    tower.conv2.weight.mul_(2.0)
+    for layer, offsets in zip(tower.layers, _OFFSETS, strict=True):
+        size = width // len(offsets)
+        chosen = torch.linspace(0, 0.38 * (width // 2), size // 2).round().long()  # periods of 6 … 230 steps
+        rates = 10_000.0 ** (-chosen / (width // 2 - 1))
+        for head, offset in enumerate(offsets):
+            rows = slice(head * size, (head + 1) * size)
+            query, key = (project.weight[rows] for project in (layer.self_attn.q_proj, layer.self_attn.k_proj))
+            query.mul_(0.3), key.mul_(0.3)
+            sine, cosine = torch.arange(0, size, 2), torch.arange(1, size, 2)
+            turn_sine, turn_cosine = (offset * rates).sin(), (offset * rates).cos()
+            key[sine, chosen] += 0.9
+            key[cosine, chosen + width // 2] += 0.9
+            query[sine, chosen] += 0.9 * turn_cosine
+            query[sine, chosen + width // 2] += 0.9 * turn_sine
+            query[cosine, chosen + width // 2] += 0.9 * turn_cosine
+            query[cosine, chosen] -= 0.9 * turn_sine
+
+
+def encode(tower: Qwen2_5OmniAudioEncoder, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The tower's own forward, batched: ``mel (B, 128, F)``, zero after ``frames (B)`` → ``(B, T, D)``, ``tokens (B)``.
+
+    F is a multiple of 200. Equal to the reference's forward on each clip alone, but runs on all blocks at once.
+    """
+    batch, bins, length = mel.shape
+    blocks = mel.view(batch, bins, -1, BLOCK_FRAMES).transpose(1, 2).reshape(-1, bins, BLOCK_FRAMES)
+    starts = torch.arange(0, length, BLOCK_FRAMES)
+    block_frames = (frames[:, None] - starts).clamp(0, BLOCK_FRAMES).flatten()  # (B·blocks)
+    used = block_frames.nonzero()[:, 0]
+    hidden = _encode_blocks(tower, blocks[used], block_frames[used])  # (used, 50, D)
+    every = hidden.new_zeros(len(blocks), _BLOCK_TOKENS, hidden.shape[-1]).index_copy(0, used, hidden)
+    tokens = (((block_frames - 1).clamp(min=0) // 2 + (block_frames > 0)) // 2).view(batch, -1).sum(1)
+    return every.view(batch, -1, hidden.shape[-1]), tokens
+
+
+def _encode_blocks(tower: Qwen2_5OmniAudioEncoder, blocks: Tensor, frames: Tensor) -> Tensor:
+    """``blocks (N, 128, 200)``, ``frames (N)`` → ``(N, 50, D)``."""
+    heard = torch.arange(BLOCK_FRAMES) < frames[:, None]
+    hidden = F.gelu(tower.conv1(blocks)) * heard[:, None]
+    hidden = F.gelu(tower.conv2(hidden)).transpose(1, 2)  # (N, 100, W)
+    hidden = hidden + tower.positional_embedding.positional_embedding[: hidden.shape[1]]
+    positions = (frames - 1) // 2 + 1
+    mask = (torch.arange(hidden.shape[1]) < positions[:, None])[:, None, None]  # (N, 1, 1, 100)
+    for layer in tower.layers:
+        hidden = hidden + _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), mask)
+        hidden = hidden + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(hidden))))
+    pooled = hidden.unflatten(1, (-1, 2)).mean(2)  # (N, 50, W)
+    projected: Tensor = tower.proj(tower.ln_post(pooled))
+    return projected
+
+
+def _attend(attention: Qwen2_5OmniAudioAttention, hidden: Tensor, mask: Tensor) -> Tensor:
+    heads = attention.num_heads
+    query, key, value = (
+        project(hidden).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    # Written out: the backward of the library's fused attention takes four times as long on a CPU when there is a mask.
+    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    weights = scores.masked_fill(~mask, -1e4).softmax(-1, dtype=scores.dtype)
+    output: Tensor = attention.out_proj((weights @ value).transpose(1, 2).flatten(2))
+    return output

@@ -1,0 +1,144 @@
+"""Reading: the Thinker on typed conversations alone.
+
+Inputs: sentences of the world → output: the state of the Thinker's text model (stage ``text``), which gives every word
+its place in the embedding table. From then on the table stays as it is, and the towers learn to find the words in it.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
+
+from ..runtime.messages import SYSTEM_PROMPT, Message, Part, Role, Text
+from .chat import IGNORED, Batch, Example, collate, front, hidden_states
+from .model import build
+from .sentences import TRANSCRIPT_SYSTEM
+from .tokenizer import token_ids
+from .training import Losses, Plan, finished, train
+from .world import COUNT_LIMIT, Exchange, Skill, Split, answer, draw, transcript, typed
+
+TEXT = Plan("text", steps=1200, learning_rate=2e-3, ema=0.995)
+_BATCH = 48
+_POOL_BATCHES = 4  # drawn together and sorted by length, so that little of a batch is padding
+
+_SKILLS: dict[Skill, float] = {"sums": 0.52, "digits": 0.14, "talk": 0.14, "again": 0.08, "refusal": 0.12}
+_EARLIER_TURNS = (0.5, 0.25, 0.15, 0.1)
+_TRANSCRIBED = 0.12
+HELPFUL = "You are a helpful assistant."
+
+
+def text_stage() -> Qwen2_5OmniThinkerTextModel:
+    """Train the Thinker on typed conversations: the words."""
+    model = text_model()
+    train(TEXT, model, TextLoss(model))
+    return model
+
+
+def text_model(stage: str | None = None) -> Qwen2_5OmniThinkerTextModel:
+    """The Thinker's text model: as a stage left it, or fresh."""
+    model = build().thinker.model.language_model
+    model.config._attn_implementation = "eager"  # its backward is twice as fast as SDPA's on a CPU
+    if stage is not None:
+        model.load_state_dict(finished(stage))
+    return model
+
+
+class TextLoss:
+    """Cross-entropy of the replies to typed conversations."""
+
+    def __init__(self, model: Qwen2_5OmniThinkerTextModel) -> None:
+        self._model = model
+        self._pool: tuple[int, list[list[Example]]] = (-1, [])
+
+    def __call__(self, step: int, _: np.random.Generator) -> Losses:
+        """The loss of step ``step``, whose batch is one of a pool drawn for several steps."""
+        pool, place = divmod(step, _POOL_BATCHES)
+        if self._pool[0] != pool:
+            self._pool = pool, _drawn(random.Random(pool))
+        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
+        batch = collate(self._pool[1][order[place]])
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = hidden_states(self._model, self._model.embed_tokens(batch.tokens), batch.positions)
+        return reply_losses(hidden, self._model.embed_tokens.weight, batch)
+
+
+def _drawn(rng: random.Random) -> list[list[Example]]:
+    """Batches of conversations of similar length."""
+    examples = [typed_conversation(rng, "train") for _ in range(_BATCH * _POOL_BATCHES)]
+    examples.sort(key=_length)
+    return [examples[start : start + _BATCH] for start in range(0, len(examples), _BATCH)]
+
+
+def sums_alone(rng: random.Random, count: int) -> Batch:
+    """Replies to sums of the training split with nothing before them; only what follows "is" is to be predicted.
+
+    A reply restates its sum, so that the result depends on the reply alone: without a conversation around it, hundreds
+    of sums take no longer than thirty conversations, and adding in words needs hundreds of thousands of them.
+    """
+    replies: list[list[int]] = []
+    before = front().tokenizer.encode("assistant\n")
+    while len(replies) < count:
+        words = draw("sums", rng, "train").reply
+        if words != COUNT_LIMIT:
+            replies.append([token_ids().im_start, *before, *front().tokenizer.encode(words), token_ids().im_end])
+    (equals,) = front().tokenizer.encode(" is")
+    tokens = torch.zeros(count, max(map(len, replies)) - 1, dtype=torch.long)
+    labels = torch.full_like(tokens, IGNORED)
+    for row, reply in enumerate(replies):
+        tokens[row, : len(reply) - 1] = torch.tensor(reply[:-1])
+        first = reply.index(equals)
+        labels[row, first : len(reply) - 1] = torch.tensor(reply[first + 1 :])
+    positions = torch.arange(tokens.shape[1]).expand(3, *tokens.shape)
+    return Batch(tokens, positions, labels, places=[])
+
+
+def reply_losses(hidden: Tensor, embedding: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Cross-entropy per predicted token, and the share of replies that greedy decoding would write wholly right."""
+    rows, columns = (batch.labels != IGNORED).nonzero(as_tuple=True)
+    labels = batch.labels[rows, columns]
+    logits = hidden[rows, columns].float() @ embedding.T  # (N, V), tied head
+    wrong = torch.zeros(len(batch.tokens)).index_add(0, rows, (logits.argmax(-1) != labels).float())
+    return {"loss": F.cross_entropy(logits, labels), "exact": (wrong == 0).float().mean()}
+
+
+def typed_conversation(rng: random.Random, split: Split, long_prompts: float = 0.9) -> Example:
+    """A typed conversation of one to four turns, or a request for a transcript."""
+    if rng.random() < _TRANSCRIBED:
+        exchange = draw(_skill(rng), rng, split)
+        messages = [message("system", rng.choice(TRANSCRIPT_SYSTEM)), message("user", exchange.prompt)]
+        return Example(messages, written(exchange))
+    messages = [message("system", SYSTEM_PROMPT if rng.random() < long_prompts else HELPFUL)]
+    reply: str | None = None
+    (turns,) = rng.choices(range(len(_EARLIER_TURNS)), weights=_EARLIER_TURNS)
+    for turn in range(turns + 1):
+        if turn:
+            messages.append(message("assistant", reply or ""))
+        exchange = draw(_skill(rng), rng, split)
+        said = exchange.prompt if rng.random() < 0.5 else typed(exchange, rng)
+        messages.append(message("user", said))
+        reply = answer(exchange, reply)
+    return Example(messages, reply or "")
+
+
+def written(exchange: Exchange) -> str:
+    """What the transcript of a prompt is: what was said, or the refusal where it is outside the world."""
+    return exchange.reply if exchange.skill == "refusal" else transcript(exchange.prompt)
+
+
+def message(role: Role, text: str, *parts: Part) -> Message:
+    """A message of a text with sounds or pictures before it."""
+    return Message(role, [*parts, Text(text)])
+
+
+def _skill(rng: random.Random) -> Skill:
+    (skill,) = rng.choices(list(_SKILLS), weights=list(_SKILLS.values()))
+    return skill
+
+
+def _length(example: Example) -> int:
+    return sum(len(part.text) for turn in example.messages for part in turn.content if isinstance(part, Text))

@@ -1,0 +1,148 @@
+"""Reasoning: the Thinker goes on, with a fixed embedding table, on what takes it longest: copying digits and adding.
+
+Inputs: stage ``text``, sentences of the world → output: the state of the Thinker's text model (stage ``reason``). Most
+prompts come as the audio tower will hand them over, only without sound: the rows of the words, each once or a few
+times, among rows of the audio placeholder, CTC's blank. Learnt from such made-up hearing a hundred times faster than
+from speech, reading them is what the joint stage would otherwise spend its hours on.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
+
+from ..runtime.messages import SYSTEM_PROMPT, Audio, Message
+from ..runtime.prompt import media_parts
+from .chat import Batch, Example, collate, hidden_states
+from .hear import TOKEN_SAMPLES, unknown_id, word_ids
+from .read import HELPFUL, message, reply_losses, sums_alone, text_model, typed_conversation, written
+from .sentences import TRANSCRIPT_SYSTEM
+from .tokenizer import token_ids
+from .training import Losses, Plan, train
+from .world import Exchange, Skill, answer, draw, plain
+
+REASON = Plan("reason", steps=3500, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
+_HEARD, _TYPED, _SUMS = 32, 10, 256
+_WEIGHTS = {"heard": 1.0, "typed": 0.3, "sums": 0.5}
+_POOL_BATCHES = 4  # drawn together and sorted by length, so that little of a batch is padding
+
+_SKILLS: dict[Skill, float] = {"sums": 0.4, "digits": 0.25, "talk": 0.15, "again": 0.1, "refusal": 0.1}
+_TURNS = {1: 0.6, 2: 0.3, 3: 0.1}
+_TRANSCRIBED = 0.25
+_LONG_PROMPTS = 0.4
+_REPEATED = (1, 1, 1, 2, 2, 3)
+"""For how many embeddings of 40 ms CTC holds a word: mostly one."""
+_PAUSE = (1, 9)
+_NOISE = 0.3
+"""Length of what is added to every row, as a share of its own."""
+
+
+def reason_stage() -> Qwen2_5OmniThinkerTextModel:
+    """Train the Thinker's text model; stage ``text`` comes first."""
+    model = text_model("text")
+    model.embed_tokens.weight.requires_grad_(False)
+    train(REASON, model, ReasonLoss(model))
+    return model
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A conversation whose prompts are sounds of nothing, and the tokens whose rows stand in for each."""
+
+    example: Example
+    paths: list[list[int]]
+
+
+class ReasonLoss:
+    """Cross-entropy of replies to prompts as heard and as typed, and of the results of sums that stand alone."""
+
+    def __init__(self, model: Qwen2_5OmniThinkerTextModel) -> None:
+        self._model = model
+        self._pool: tuple[int, list[list[Heard]]] = (-1, [])
+
+    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch of each kind."""
+        pool, place = divmod(step, _POOL_BATCHES)
+        if self._pool[0] != pool:
+            self._pool = pool, _drawn(random.Random(f"heard {pool}"))
+        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
+        heard = self._pool[1][order[place]]
+        words = random.Random(int(rng.integers(1 << 62)))
+        typed = [typed_conversation(words, "train", _LONG_PROMPTS) for _ in range(_TYPED)]
+        batch = collate([it.example for it in heard])
+        losses = {
+            "heard": self._losses(batch, _put(self._model.embed_tokens.weight, batch, heard, rng)),
+            "typed": self._losses(collate(typed)),
+            "sums": self._losses(sums_alone(words, _SUMS)),
+        }
+        total = sum((_WEIGHTS[kind] * parts["loss"] for kind, parts in losses.items()), torch.zeros(()))
+        return {"loss": total, **{kind: parts["exact"] for kind, parts in losses.items()}}
+
+    def _losses(self, batch: Batch, embeddings: Tensor | None = None) -> dict[str, Tensor]:
+        if embeddings is None:
+            embeddings = self._model.embed_tokens(batch.tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = hidden_states(self._model, embeddings, batch.positions)
+        return reply_losses(hidden, self._model.embed_tokens.weight, batch)
+
+
+def as_heard(prompt: str, rng: random.Random) -> list[int]:
+    """The tokens whose rows the tower would put out for a prompt, one every 40 ms: ``(T)``."""
+    blank, known = token_ids().audio, word_ids()
+    path = [blank] * rng.randint(*_PAUSE)
+    for word in plain(prompt).split():
+        path += [known.get(word, unknown_id())] * rng.choice(_REPEATED)
+        path += [blank] * rng.randint(*_PAUSE)
+    return path
+
+
+def heard_conversation(rng: random.Random) -> Heard:
+    """A conversation of one to three spoken turns, or a request for a transcript of one."""
+    paths: list[list[int]] = []
+
+    def said(exchange: Exchange) -> Message:
+        paths.append(as_heard(exchange.prompt, rng))
+        return Message("user", [Audio(np.zeros(len(paths[-1]) * TOKEN_SAMPLES, np.float32))])
+
+    def drawn() -> Exchange:
+        (skill,) = rng.choices(list(_SKILLS), weights=list(_SKILLS.values()))
+        return draw(skill, rng, "train")
+
+    if rng.random() < _TRANSCRIBED:
+        exchange = drawn()
+        system = message("system", rng.choice(TRANSCRIPT_SYSTEM))
+        return Heard(Example([system, said(exchange)], written(exchange)), paths)
+    messages = [message("system", SYSTEM_PROMPT if rng.random() < _LONG_PROMPTS else HELPFUL)]
+    reply: str | None = None
+    (turns,) = rng.choices(list(_TURNS), weights=list(_TURNS.values()))
+    for turn in range(turns):
+        if turn:
+            messages.append(message("assistant", reply or ""))
+        exchange = drawn()
+        messages.append(said(exchange))
+        reply = answer(exchange, reply)
+    return Heard(Example(messages, reply or ""), paths)
+
+
+def _drawn(rng: random.Random) -> list[list[Heard]]:
+    """Batches of conversations of similar length."""
+    conversations = [heard_conversation(rng) for _ in range(_HEARD * _POOL_BATCHES)]
+    conversations.sort(key=lambda it: sum(map(len, it.paths)))
+    return [conversations[start : start + _HEARD] for start in range(0, len(conversations), _HEARD)]
+
+
+def _put(table: Tensor, batch: Batch, heard: list[Heard], rng: np.random.Generator) -> Tensor:
+    """``(B, S, D)``: the rows of the batch's tokens, and in place of its sounds those of their paths, with noise."""
+    assert all(len(media_parts(it.example.messages)) == len(it.paths) for it in heard)
+    rows = torch.cat([torch.full_like(place.columns, place.row) for place in batch.places])
+    columns = torch.cat([place.columns for place in batch.places])
+    path = torch.tensor([token for place in batch.places for token in heard[place.row].paths[place.part]])
+    said = table[path]
+    noise = torch.from_numpy(rng.normal(size=said.shape).astype(np.float32))
+    noisy = said + noise * said.norm(dim=-1, keepdim=True) * (_NOISE / said.shape[-1] ** 0.5)
+    return table[batch.tokens].index_put((rows, columns), noisy)

@@ -1,0 +1,175 @@
+"""The loop every training stage shares: AdamW under a cosine, averaged weights, a curve on disk, and resuming.
+
+Inputs: a :class:`Plan`, a module, a function from (step, generator) to losses → outputs: the trained module,
+``build/states/<name>.pt`` and ``<name>.csv``. A run stopped at any moment goes on from its last state and sees the
+batches an uninterrupted run would have seen, since the generator of a step depends on the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import NearfieldError
+
+BUILD = Path(__file__).parent / "build"
+"""Everything that can be made again: speech, training states, logs."""
+STATES = BUILD / "states"
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+
+_SAVE_EVERY_S = 120.0
+_CURVE_EVERY_STEPS = 10
+_FINAL_RATE = 0.03  # of the peak learning rate, at the end of the cosine
+
+Losses = Mapping[str, Tensor]
+"""``loss`` is minimised; the others are only recorded."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stage is trained. ``ema``: decay of the averaged weights the stage ends with, or None for the last ones."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    ema: float | None = None
+    clip: float = 1.0
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate at ``step``: linear warm-up, then a cosine down to 3 % of the peak."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (_FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(
+    plan: Plan,
+    module: nn.Module,
+    loss: Callable[[int, np.random.Generator], Losses],
+    folder: Path = STATES,
+) -> None:
+    """Train ``module`` in place; at the end it holds the averaged weights if the plan asks for them.
+
+    A stage that is already finished only loads its weights. Parameters that need no gradient are left alone, but are
+    part of the saved state. Raises `NearfieldError` when a loss stops being finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state_file, curve_file = folder / f"{plan.name}.pt", folder / f"{plan.name}.csv"
+    optimizer = _optimizer(plan, module)
+    average = None if plan.ema is None else {k: v.detach().clone() for k, v in module.state_dict().items()}
+    step, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        module.load_state_dict(state["module"])
+        if state["finished"]:
+            return
+        optimizer.load_state_dict(state["optimizer"])
+        average, step, seconds = state["average"], state["step"], state["seconds"]
+    else:
+        curve_file.unlink(missing_ok=True)
+
+    module.train()
+    started = saved = time.monotonic()
+    with tqdm(total=plan.steps, initial=step, desc=plan.name, unit="step", mininterval=10) as bar:
+        while step < plan.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(step)
+            losses = loss(step, np.random.default_rng((plan.seed, step)))
+            if not bool(torch.isfinite(losses["loss"])):
+                raise NearfieldError(f"stage {plan.name}: the loss is {losses['loss'].item()} at step {step}")
+            losses["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if average is not None and plan.ema is not None:
+                _follow(average, module, min(plan.ema, step / (step + 10)))
+            bar.update()
+            if step % _CURVE_EVERY_STEPS == 0:
+                values = {key: value.item() for key, value in losses.items()}
+                _append(curve_file, {"step": step, "seconds": round(seconds + time.monotonic() - started, 1), **values})
+                bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                _save(state_file, module, optimizer, average, step, seconds + time.monotonic() - started)
+                saved = time.monotonic()
+    if average is not None:
+        module.load_state_dict(average)
+    module.eval()
+    _save(state_file, module, None, None, step, seconds + time.monotonic() - started)
+
+
+def finished(name: str, folder: Path = STATES) -> dict[str, Tensor]:
+    """The weights a finished stage ended with. Raises `NearfieldError` naming the command that makes them."""
+    state_file = folder / f"{name}.pt"
+    state: dict[str, Any] = {"finished": False}
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+    if not state["finished"]:
+        raise NearfieldError(f"stage {name} is not finished: run `python -m nearfield.nano {name}` first")
+    weights: dict[str, Tensor] = state["module"]
+    return weights
+
+
+def _optimizer(plan: Plan, module: nn.Module) -> torch.optim.AdamW:
+    """AdamW; norms, biases and other vectors are not decayed."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, fused=True)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    for key, value in module.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+def _append(curve_file: Path, row: Mapping[str, float]) -> None:
+    new = not curve_file.exists()
+    with curve_file.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _save(
+    state_file: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    average: dict[str, Tensor] | None,
+    step: int,
+    seconds: float,
+) -> None:
+    """Whole or not at all: a run stopped while saving keeps the state before."""
+    state = {
+        "module": module.state_dict(),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "average": average,
+        "step": step,
+        "seconds": seconds,
+        "finished": optimizer is None,
+    }
+    temporary = state_file.with_suffix(".part")
+    torch.save(state, temporary)
+    temporary.replace(state_file)

@@ -1,0 +1,213 @@
+"""Understanding: the Thinker and both towers together, on conversations that are spoken, shown and typed.
+
+Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
+Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
+says of a word stays near that word.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel, Qwen2_5OmniVisionEncoder
+
+from ..runtime.messages import SYSTEM_PROMPT, Audio, Message, Part, Text
+from ..runtime.prompt import media_parts
+from . import hear, see
+from .augment import disturb
+from .chat import Batch, Example, collate, hidden_states
+from .model import build
+from .read import message, reply_losses, text_model, typed_conversation, written
+from .recordings import Recording, Recordings
+from .sentences import TRANSCRIPT_SYSTEM
+from .training import Losses, Plan, finished, train
+from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
+
+UNDERSTAND = Plan("understand", steps=420, learning_rate=5e-4, warmup_steps=40, ema=0.99)
+_SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 4, 2
+"""Conversations of each kind in a batch. Clips are many times longer than the rest: they are a batch of their own."""
+_BATCH_SHARES = (0.9, 0.1)
+_TRANSCRIBED = 0.25
+_TOWER_WEIGHT = 0.2
+_SPOKEN_EARLIER = 0.3
+
+
+class Mind(nn.Module):
+    """The parts of the Thinker that are trained here, under the names the checkpoint gives them."""
+
+    def __init__(self, *, trained: bool = False) -> None:
+        super().__init__()
+        model = build().thinker.model
+        self.language_model: Qwen2_5OmniThinkerTextModel = text_model(None if trained else "reason")
+        self.language_model.embed_tokens.weight.requires_grad_(False)  # where the towers and the Talker find the words
+        self.ear = hear.Ear(self.language_model.embed_tokens.weight)
+        self.visual: Qwen2_5OmniVisionEncoder = model.visual
+        if trained:
+            self.load_state_dict(finished("understand"))
+            return
+        self.ear.load_state_dict(finished("hear"))
+        self.visual.load_state_dict(see.weights())
+        _match_loudness(self.ear, self.language_model.embed_tokens.weight)
+
+
+def understand_stage() -> nn.Module:
+    """Train all of the Thinker together; stages ``reason``, ``hear`` and ``see`` come first."""
+    mind = Mind()
+    train(UNDERSTAND, mind, UnderstandLoss(mind, Recordings.load("train")))
+    return mind
+
+
+class UnderstandLoss:
+    """Cross-entropy of the replies, and the tower's own loss on what was said."""
+
+    def __init__(self, mind: Mind, recordings: Recordings) -> None:
+        self._mind, self._conversations = mind, Conversations(recordings)
+
+    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch of mixed conversations; the generator alone decides which."""
+        short, long = (self._losses(drawn, rng) for drawn in self._conversations.batch(rng))
+        reply = _BATCH_SHARES[0] * short["loss"] + _BATCH_SHARES[1] * long["loss"]
+        tower = short["tower"]
+        return {
+            "loss": reply + _TOWER_WEIGHT * tower,
+            "exact": short["exact"],
+            "moving": long["exact"],
+            "reply": reply.detach(),
+            "tower": tower.detach(),
+        }
+
+    def _losses(self, drawn: Sequence[Conversation], rng: np.random.Generator) -> dict[str, Tensor]:
+        batch = collate([conversation.example for conversation in drawn])
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings, tower = self._embed(batch, drawn, rng)
+            hidden = hidden_states(self._mind.language_model, embeddings, batch.positions)
+        return {**reply_losses(hidden, self._mind.language_model.embed_tokens.weight, batch), "tower": tower}
+
+    def _embed(self, batch: Batch, drawn: Sequence[Conversation], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """``(B, S, D)`` with the towers' embeddings in their places, and the tower's own loss."""
+        mind = self._mind
+        table = mind.language_model.embed_tokens(batch.tokens)
+        sounds = [place for place in batch.places if place.kind == "audio"]
+        shown = [place for place in batch.places if place.kind != "audio"]
+        media = [media_parts(conversation.example.messages) for conversation in drawn]
+        parts = see.encode(mind.visual, [media[place.row][place.part] for place in shown]) if shown else []
+        tower = torch.zeros(())
+        if sounds:
+            recorded = [media[place.row][place.part] for place in sounds]
+            mel, frames = hear.features([part.samples for part in recorded if isinstance(part, Audio)], rng)
+            heard, tokens = hear.encode(mind.ear.tower, mel, frames)
+            parts += [heard[row, : len(place.columns)] for row, place in enumerate(sounds)]
+            said = [prompt for conversation in drawn for prompt in conversation.said]
+            tower = hear.ctc(mind.ear.scores(heard), tokens, said)
+        places = shown + sounds
+        rows = torch.cat([torch.full_like(place.columns, place.row) for place in places])
+        columns = torch.cat([place.columns for place in places])
+        return table.index_put((rows, columns), torch.cat(parts).to(table.dtype)), tower
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An example, and what its sounds say, in order."""
+
+    example: Example
+    said: list[str]
+
+
+class Conversations:
+    """Draws batches of conversations, spoken, shown and typed."""
+
+    def __init__(self, recordings: Recordings) -> None:
+        self._recordings = recordings
+        self._by_skill: dict[Skill, list[int]] = defaultdict(list)
+        for index, entry in enumerate(recordings.entries):
+            self._by_skill[entry.skill].append(index)
+
+    def batch(self, rng: np.random.Generator) -> tuple[list[Conversation], list[Conversation]]:
+        """One batch, always of the same mixture: all but the clips, and the clips."""
+        plain = random.Random(int(rng.integers(1 << 62)))
+        short = [self._spoken(plain, rng) for _ in range(_SPOKEN)]
+        short += [self._pictured(plain, rng) for _ in range(_PICTURES)]
+        short += [Conversation(typed_conversation(plain, "train"), []) for _ in range(_TYPED)]
+        return short, [self._filmed(plain, rng) for _ in range(_CLIPS)]
+
+    def _spoken(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
+        """One to three turns, the last spoken, earlier ones spoken or typed; or a transcript of one."""
+        index = plain.randrange(len(self._recordings))
+        if self._recordings.entries[index].skill in ("picture", "video"):
+            index = plain.choice(self._by_skill["talk"]) if plain.random() < 0.5 else index
+        last = self._recordings[index]
+        exchange = _exchange(last)
+        if plain.random() < _TRANSCRIBED:
+            system = message("system", plain.choice(TRANSCRIPT_SYSTEM))
+            return Conversation(Example([system, _user(self._sound(last, rng))], written(exchange)), [last.prompt])
+        messages, said, reply = [message("system", SYSTEM_PROMPT)], [], None
+        (turns,) = plain.choices((0, 1, 2), weights=(0.6, 0.3, 0.1))
+        if exchange.skill == "again":
+            turns = max(turns, 1) if plain.random() < 0.9 else 0
+        for _ in range(turns):
+            earlier = draw(plain.choice(("sums", "digits", "talk", "refusal")), plain, "train")
+            if plain.random() < _SPOKEN_EARLIER:
+                recording = self._recordings[plain.choice(self._by_skill[earlier.skill])]
+                earlier = _exchange(recording)
+                messages.append(_user(self._sound(recording, rng)))
+                said.append(recording.prompt)
+            else:
+                messages.append(message("user", typed(earlier, plain)))
+            reply = answer(earlier, reply)
+            messages.append(message("assistant", reply))
+        messages.append(_user(self._sound(last, rng)))
+        return Conversation(Example(messages, answer(exchange, reply)), [*said, last.prompt])
+
+    def _pictured(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
+        """A question, spoken or typed, about a picture."""
+        picture = see.picture(rng)
+        return self._about(picture.part, "picture", describe(picture.colour, picture.shape), plain, rng)
+
+    def _filmed(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
+        """A question, spoken or typed, about which way something moves."""
+        clip = see.clip(rng)
+        return self._about(clip.part, "video", describe_move(str(clip.direction)), plain, rng)
+
+    def _about(
+        self, shown: Part, skill: Skill, reply: str, plain: random.Random, rng: np.random.Generator
+    ) -> Conversation:
+        messages, said = [message("system", SYSTEM_PROMPT)], []
+        if plain.random() < 0.3:
+            earlier = draw(plain.choice(("sums", "digits", "talk")), plain, "train")
+            messages += [message("user", typed(earlier, plain)), message("assistant", earlier.reply)]
+        if plain.random() < 0.5:
+            recording = self._recordings[plain.choice(self._by_skill[skill])]
+            said.append(recording.prompt)
+            sound = self._sound(recording, rng)
+            messages.append(_user(sound, shown) if plain.random() < 0.7 else _user(shown, sound))
+        else:
+            messages.append(_user(shown, Text(typed(draw(skill, plain, "train"), plain))))
+        return Conversation(Example(messages, reply), said)
+
+    def _sound(self, recording: Recording, rng: np.random.Generator) -> Audio:
+        return Audio(disturb(recording.samples, rng, rng.random()))
+
+
+def _exchange(recording: Recording) -> Exchange:
+    """What a recording asks, and the reply when nothing is shown with it."""
+    reply = NO_PICTURE if recording.skill in ("picture", "video") else recording.reply
+    return Exchange(recording.skill, recording.prompt, reply)
+
+
+def _user(*parts: Part) -> Message:
+    return Message("user", parts)
+
+
+@torch.no_grad()
+def _match_loudness(ear: hear.Ear, table: Tensor) -> None:
+    """Scale the tower's embeddings to the length of the table's rows: CTC trained their direction only."""
+    factor = float(table.norm(dim=-1).mean()) / table.shape[1] ** 0.5
+    ear.tower.proj.weight.mul_(factor)
+    ear.tower.proj.bias.mul_(factor)
+    ear.scale.div_(factor)

@@ -1,0 +1,88 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nearfield.errors import NearfieldError
+from nearfield.nano.training import Losses, Plan, finished, train
+from torch import Tensor, nn
+
+PLAN = Plan("line", steps=60, learning_rate=0.1, warmup_steps=5, ema=0.9)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def fresh() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(1, 1)
+
+
+def loss_of(line: nn.Linear, stop_at: int | None = None) -> Callable[[int, np.random.Generator], Losses]:
+    def loss(step: int, rng: np.random.Generator) -> Losses:
+        if step == stop_at:
+            raise Interrupted
+        x = torch.from_numpy(rng.normal(size=(8, 1)).astype(np.float32))
+        return {"loss": (line(x) - (3 * x + 1)).square().mean()}
+
+    return loss
+
+
+def weights(line: nn.Linear) -> list[Tensor]:
+    return [value.clone() for value in line.state_dict().values()]
+
+
+def test_a_stage_learns_and_leaves_its_weights_and_its_curve(tmp_path: Path) -> None:
+    line = fresh()
+    train(PLAN, line, loss_of(line), tmp_path)
+    assert line.weight.item() == pytest.approx(3, abs=0.2)
+    assert torch.equal(finished("line", tmp_path)["weight"], line.weight)
+    curve = (tmp_path / "line.csv").read_text(encoding="utf-8").splitlines()
+    assert curve[0] == "step,seconds,loss"
+    assert len(curve) == 1 + PLAN.steps // 10
+
+
+def test_an_interrupted_stage_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nearfield.nano.training._SAVE_EVERY_S", 0.0)  # a state at every step
+    whole, halved = fresh(), fresh()
+    train(PLAN, whole, loss_of(whole), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(PLAN, halved, loss_of(halved, stop_at=31), tmp_path / "halved")
+    other = nn.Linear(1, 1)  # the state alone decides where it goes on
+    train(PLAN, other, loss_of(other), tmp_path / "halved")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(other), strict=True))
+
+
+def test_a_finished_stage_is_loaded_and_not_done_again(tmp_path: Path) -> None:
+    line, again = fresh(), nn.Linear(1, 1)
+    train(PLAN, line, loss_of(line), tmp_path)
+    train(PLAN, again, loss_of(again, stop_at=0), tmp_path)
+    assert torch.equal(line.weight, again.weight)
+
+
+def test_an_unfinished_stage_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(NearfieldError, match=r"python -m nearfield\.nano line"):
+        finished("line", tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
+    line = fresh()
+    with pytest.raises(NearfieldError, match="loss is nan at step 0"):
+        train(PLAN, line, lambda *_: {"loss": line.weight.sum() * torch.nan}, tmp_path)
+
+
+def test_frozen_parameters_stay_and_are_saved(tmp_path: Path) -> None:
+    line = fresh()
+    line.bias.requires_grad_(False)
+    before = line.bias.clone()
+    train(PLAN, line, loss_of(line), tmp_path)
+    assert torch.equal(finished("line", tmp_path)["bias"], before)
+
+
+def test_the_rate_rises_then_falls() -> None:
+    rates = [PLAN.rate(step) for step in range(PLAN.steps)]
+    assert rates[0] == pytest.approx(0.02)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[-1] < 0.01
