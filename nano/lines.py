@@ -1,0 +1,121 @@
+"""What the Talker learns to say: replies as codes in both voices, and the conversations they end.
+
+Inputs: sentences of the world (training split), spoken by codec.py's speakers → outputs: ``build/lines.npz``, every
+reply with prompts that it answers and its codes; conversations drawn around them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..runtime.messages import SYSTEM_PROMPT
+from .chat import Example
+from .codec import SPEAKERS, Int64, mel_of, say, train_codec
+from .read import message
+from .sentences import TRANSCRIPT_SYSTEM
+from .training import BUILD
+from .world import Skill, answer, draw, typed
+
+_SEED = 6
+_DRAWS: dict[Skill, int] = {
+    "sums": 3600, "digits": 1800, "talk": 500, "again": 30, "picture": 600, "video": 80, "refusal": 60,
+}  # fmt: skip
+_TRANSCRIPT_DRAWS = 700
+_PROMPTS = 8  # kept of those that a reply answers
+
+Kind = Skill | str  # a skill, or "transcript": a prompt said back
+_WEIGHTS = {
+    "sums": 0.42, "digits": 0.2, "talk": 0.12, "again": 0.01, "picture": 0.11, "video": 0.04, "refusal": 0.02,
+    "transcript": 0.08,
+}  # fmt: skip
+_AGAIN = 0.06  # of the conversations end in "say that again"
+_EARLIER_TURNS = (0.8, 0.15, 0.05)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A reply, prompts that it answers, and its codes as each speaker says it."""
+
+    kind: str
+    prompts: tuple[str, ...]
+    reply: str
+    codes: tuple[Int64, ...]
+
+
+def lines(path: Path = BUILD / "lines.npz") -> list[Line]:
+    """Every reply the Talker learns to say, in both voices, as codes."""
+    if not path.exists():
+        codec, prompts = train_codec(), _drawn_prompts(random.Random(_SEED))
+        codes = [
+            codec.encode(mel_of(say(speaker, reply)))
+            for _, reply in tqdm(prompts, desc="lines", mininterval=10)
+            for speaker in range(len(SPEAKERS))
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            path,
+            kinds=np.array([kind for kind, _ in prompts]),
+            replies=np.array([reply for _, reply in prompts]),
+            prompts=np.array(["\n".join(asked) for asked in prompts.values()]),
+            ends=np.cumsum([len(piece) for piece in codes]),
+            codes=np.concatenate(codes).astype(np.int16),
+        )
+    with np.load(path) as stored:
+        pieces = iter(np.split(stored["codes"].astype(np.int64), stored["ends"][:-1]))
+        return [
+            Line(str(kind), tuple(str(asked).split("\n")), str(reply), tuple(next(pieces) for _ in SPEAKERS))
+            for kind, reply, asked in zip(stored["kinds"], stored["replies"], stored["prompts"], strict=True)
+        ]
+
+
+def _drawn_prompts(rng: random.Random) -> dict[tuple[str, str], list[str]]:
+    """(kind, reply) → prompts, all of the training split."""
+    prompts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for skill, count in _DRAWS.items():
+        for _ in range(count):
+            exchange = draw(skill, rng, "train")
+            asked = prompts[skill, exchange.reply]
+            if len(asked) < _PROMPTS and exchange.prompt not in asked:
+                asked.append(exchange.prompt)
+    for _ in range(_TRANSCRIPT_DRAWS):
+        prompt = draw(rng.choice(("sums", "digits", "talk", "again", "picture", "video")), rng, "train").prompt
+        prompts["transcript", prompt] = [prompt]
+    return dict(prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A conversation, and its reply in one of the voices."""
+
+    example: Example
+    speaker: int
+    codes: Int64
+
+
+def spoken_conversation(by_kind: dict[str, list[Line]], rng: random.Random) -> Spoken:
+    """Draw a reply and a conversation that ends in it."""
+    (kind,) = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
+    line = rng.choice(by_kind[kind])
+    speaker = rng.randrange(len(SPEAKERS))
+    prompt = rng.choice(line.prompts)
+    if kind == "transcript":
+        messages = [message("system", rng.choice(TRANSCRIPT_SYSTEM)), message("user", prompt)]
+        return Spoken(Example(messages, line.reply), speaker, line.codes[speaker])
+    messages = [message("system", SYSTEM_PROMPT)]
+    reply: str | None = None
+    (turns,) = rng.choices(range(len(_EARLIER_TURNS)), _EARLIER_TURNS)
+    for _ in range(turns):
+        exchange = draw(rng.choice(("sums", "digits", "talk", "refusal")), rng, "train")
+        reply = answer(exchange, reply)
+        messages += [message("user", typed(exchange, rng)), message("assistant", reply)]
+    messages.append(message("user", prompt if rng.random() < 0.5 else prompt.lower().rstrip(".?")))
+    if rng.random() < _AGAIN:
+        again = draw("again", rng, "train")
+        messages += [message("assistant", line.reply), message("user", again.prompt)]
+    return Spoken(Example(messages, line.reply), speaker, line.codes[speaker])

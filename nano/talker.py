@@ -1,0 +1,242 @@
+"""The Talker's stages: from what the Thinker thinks of a reply to the codes of its speech, in either voice.
+
+Inputs: a trained Thinker, sentences spoken by both speakers as codes → output: ``build/states/talker.pt``, the
+weights of ``talker``. Stage ``talker`` reads typed conversations; ``talker-final`` goes on from it with the Thinker
+as it ended, on spoken ones too.
+
+A row of the Talker's input is a row of the Thinker + a row of the Talker's own table, laid out as the reference's
+``generate`` does it (technical report, arXiv 2503.20215, section 2.3):
+
+    prompt …                    last hidden + embedding   nothing
+    voice's token               embedding                 codec_pad
+    first token of the reply    last hidden + embedding   codec_bos     → first code
+    next tokens …               last hidden + embedding   code before   → code
+    then, once                  text_eos's embedding      code before   → code
+    until speech ends           text_pad's embedding      code before   → code …, codec_eos
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..runtime.messages import Audio, Message
+from ..runtime.prompt import media_parts
+from . import hear
+from .chat import IGNORED, Batch, Example, collate, hidden_states
+from .codec import Int64, train_codec
+from .lines import Line, Spoken, lines, spoken_conversation
+from .model import CODEC_BOS, CODEC_EOS, CODEC_PAD, build
+from .read import text_model
+from .recordings import Recordings
+from .tokenizer import token_ids
+from .training import Losses, Plan, finished, train
+from .understand import Mind
+
+TALKER = Plan("talker", steps=2000, learning_rate=2e-3, ema=0.998, seed=6)
+TALKER_FINAL = Plan("talker-final", steps=500, learning_rate=5e-4, warmup_steps=30, ema=0.99, seed=7)
+
+_BATCH = 16
+_POOL_BATCHES = 8  # drawn together and sorted by length, so that little of a batch is padding
+_WITHOUT_PREFIX = 0.15
+"""Share of the examples without the two rows of the Talker's own table before speech begins: the reference's
+``generate`` leaves them out when no prompt of a batch is padded, and should be answered all the same."""
+_MISHEARD = 0.08
+"""Share of the codes read that are not those that were to be written, but near ones: in use, the Talker reads what it
+drew, and has to find its way back."""
+_NEIGHBOURS = 12
+_TYPED = 0.3
+"""Share of typed prompts in the last stage."""
+
+
+def talker_stage() -> nn.Module:
+    """Train the Talker on typed conversations, with the Thinker at two ages: what those share will last."""
+    talker = fresh_talker()
+    train(TALKER, talker, TalkerLoss(TALKER, talker, [text_model("text"), text_model("reason")]))
+    return talker
+
+
+def talker_final_stage() -> nn.Module:
+    """Go on with the Thinker as it ended, on prompts that are spoken as well as typed."""
+    talker = fresh_talker()
+    talker.load_state_dict(finished(TALKER.name))
+    train(TALKER_FINAL, talker, HeardTalkerLoss(TALKER_FINAL, talker, Mind(trained=True), Recordings.load("train")))
+    return talker
+
+
+def fresh_talker() -> nn.Module:
+    """An untrained Talker. Its table is as loud as the Thinker's hidden states, or it would not be heard over them."""
+    talker: nn.Module = build(TALKER.seed).talker
+    talker.model.config._attn_implementation = "eager"  # its backward is twice as fast as SDPA's on a CPU
+    with torch.no_grad():
+        table = talker.model.embed_tokens.weight
+        table.mul_(8.0)
+        table[[CODEC_PAD, CODEC_BOS]] = 0.0
+    return talker
+
+
+class TalkerLoss:
+    """Cross-entropy of the codes of typed conversations' replies."""
+
+    def __init__(self, plan: Plan, talker: nn.Module, thinkers: Sequence[nn.Module]) -> None:
+        self._talker, self._seed = talker, plan.seed
+        self._thinkers = [thinker.eval() for thinker in thinkers]
+        self._table = thinkers[0].embed_tokens.weight.detach()  # the same at every age
+        self._lines: dict[str, list[Line]] = defaultdict(list)
+        for line in lines():
+            self._lines[line.kind].append(line)
+        self._neighbours = train_codec().neighbours(_NEIGHBOURS)
+        self._pool: tuple[int, list[list[Spoken]]] = (-1, [])
+
+    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
+        """The loss of step ``step``, whose batch is one of a pool drawn for several steps."""
+        pool, place = divmod(step, _POOL_BATCHES)
+        if self._pool[0] != pool:
+            self._pool = pool, self._drawn(random.Random(f"{self._seed} {pool}"))
+        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
+        spoken = self._pool[1][order[place]]
+        batch = collate([example.example for example in spoken])
+        rows = self._rows(self._thinkers[step % len(self._thinkers)], batch, spoken)
+        voices = torch.tensor([voice_tokens()[example.speaker] for example in spoken])
+        return self.losses(rows, batch, voices, [example.codes for example in spoken], rng)
+
+    @torch.no_grad()
+    def _rows(self, thinker: nn.Module, batch: Batch, _: Sequence[Spoken]) -> Tensor:
+        """What the Thinker gives the Talker at each place, ``(B, S, D)``."""
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings = thinker.embed_tokens(batch.tokens)
+            return hidden_states(thinker, embeddings, batch.positions).float() + embeddings.float()
+
+    def losses(
+        self, rows: Tensor, batch: Batch, voices: Tensor, codes: Sequence[Int64], rng: np.random.Generator
+    ) -> Losses:
+        """The losses, given the Thinker's rows ``(B, S, D)`` and for each row the voice's token and the codes."""
+        misheard = [self._misheard(each, rng) for each in codes]
+        prefixed = rng.random(len(codes)) >= _WITHOUT_PREFIX
+        script = stage_directions(rows, batch, voices, misheard, prefixed, self._table)
+        talker = self._talker
+        with torch.autocast("cpu", torch.bfloat16):
+            inputs, positions = script.inputs(talker), script.positions
+            hidden = talker.model(inputs_embeds=inputs, position_ids=positions, use_cache=False).last_hidden_state
+            places, columns = script.spoken.nonzero(as_tuple=True)
+            logits = talker.codec_head(hidden[places, columns])
+        labels = torch.from_numpy(np.concatenate([np.append(each, CODEC_EOS) for each in codes]))
+        right = (logits.argmax(-1) == labels).float().mean()
+        return {"loss": F.cross_entropy(logits.float(), labels), "right": right}
+
+    def _misheard(self, codes: Int64, rng: np.random.Generator) -> Int64:
+        """Codes with some of them changed for near ones."""
+        changed = rng.random(len(codes)) < _MISHEARD * 2 * rng.random()
+        others = self._neighbours[codes, rng.integers(0, _NEIGHBOURS, len(codes))]
+        return np.where(changed, others, codes)
+
+    def _conversation(self, rng: random.Random) -> Spoken:
+        return spoken_conversation(self._lines, rng)
+
+    def _drawn(self, rng: random.Random) -> list[list[Spoken]]:
+        """Batches of conversations of similar length."""
+        pool = [self._conversation(rng) for _ in range(_BATCH * _POOL_BATCHES)]
+        pool.sort(key=lambda spoken: len(spoken.codes))
+        return [pool[start : start + _BATCH] for start in range(0, len(pool), _BATCH)]
+
+
+def voice_tokens() -> tuple[int, ...]:
+    """The token that calls each speaker, in the order of `codec.SPEAKERS`."""
+    ids = token_ids()
+    return ids.voice_chelsie, ids.voice_ethan
+
+
+class HeardTalkerLoss(TalkerLoss):
+    """The same where the last prompt is spoken, if there is a recording that the reply answers."""
+
+    def __init__(self, plan: Plan, talker: nn.Module, mind: Mind, recordings: Recordings) -> None:
+        super().__init__(plan, talker, [mind.language_model])
+        self._tower, self._recordings = mind.ear.tower.eval(), recordings
+        self._answered: dict[str, list[int]] = defaultdict(list)
+        for index, entry in enumerate(recordings.entries):
+            self._answered[entry.reply].append(index)
+
+    def _conversation(self, rng: random.Random) -> Spoken:
+        spoken = super()._conversation(rng)
+        recorded = self._answered[spoken.example.reply]
+        last = spoken.example.messages[-1]
+        if not recorded or rng.random() < _TYPED:
+            return spoken
+        sound = Audio(self._recordings[rng.choice(recorded)].samples.astype(np.float32) / 32768)
+        messages = [*spoken.example.messages[:-1], Message(last.role, [sound])]
+        return replace(spoken, example=Example(messages, spoken.example.reply))
+
+    @torch.no_grad()
+    def _rows(self, thinker: nn.Module, batch: Batch, spoken: Sequence[Spoken]) -> Tensor:
+        media = [media_parts(example.example.messages) for example in spoken]
+        sounds = [media[place.row][place.part].samples for place in batch.places]
+        embeddings: Tensor = thinker.embed_tokens(batch.tokens)
+        words = torch.ones_like(batch.tokens, dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            if sounds:
+                heard, _ = hear.encode(self._tower, *hear.features(sounds))
+                for row, place in enumerate(batch.places):
+                    embeddings[place.row, place.columns] = heard[row, : len(place.columns)].to(embeddings.dtype)
+                    words[place.row, place.columns] = 0.0
+            hidden = hidden_states(thinker, embeddings, batch.positions).float()
+        return hidden + embeddings.float() * words[..., None]  # of a sound, the Talker gets the hidden states alone
+
+
+@dataclass(frozen=True)
+class Script:
+    """The Talker's input for a batch, padded at the right."""
+
+    rows: Tensor
+    """(B, L, D): what the Thinker gives."""
+    codes: Tensor
+    """(B, L) int64: whose row of the Talker's table is added; −1 for none."""
+    positions: Tensor
+    """(3, B, L) int64."""
+    spoken: Tensor
+    """(B, L) bool: where a code is to be written."""
+
+    def inputs(self, talker: nn.Module) -> Tensor:
+        """What the Talker's decoder is given, ``(B, L, hidden)``."""
+        own = talker.model.embed_tokens(self.codes.clamp(min=0)) * (self.codes >= 0)[..., None]
+        projected: Tensor = talker.thinker_to_talker_proj(self.rows + own)
+        return projected
+
+
+def stage_directions(
+    rows: Tensor, batch: Batch, voices: Tensor, codes: Sequence[Int64], prefixed: npt.NDArray[np.bool_], table: Tensor
+) -> Script:
+    """Lay out the Talker's input; ``table (V, D)`` is the Thinker's, ``codes`` are those read."""
+    ids = token_ids()
+    asked = (batch.labels != IGNORED).int().argmax(1) + 1  # (B,): the reply's first token stands here
+    replied = (batch.labels != IGNORED).sum(1) - 1  # (B,): the token that ends the reply is not read
+    lengths = [int(asked[row]) + 2 + len(each) for row, each in enumerate(codes)]
+    shape = len(codes), max(lengths)
+    script = Script(
+        rows=torch.zeros(*shape, rows.shape[2]),
+        codes=torch.full(shape, -1),
+        positions=torch.zeros(3, *shape, dtype=torch.long),
+        spoken=torch.zeros(shape, dtype=torch.bool),
+    )
+    for row, each in enumerate(codes):
+        start, end = int(asked[row]), int(asked[row] + replied[row])
+        first, last = start + 1, lengths[row]
+        script.rows[row, :start] = rows[row, :start]
+        script.rows[row, start] = table[voices[row]]
+        script.rows[row, first : first + end - start] = rows[row, start:end]
+        script.rows[row, first + end - start] = table[ids.tts_eos]
+        script.rows[row, first + end - start + 1 : last] = table[ids.tts_pad]
+        if prefixed[row]:
+            script.codes[row, start], script.codes[row, first] = CODEC_PAD, CODEC_BOS
+        script.codes[row, first + 1 : last] = torch.from_numpy(each)
+        script.positions[:, row, :start] = batch.positions[:, row, :start]
+        script.positions[:, row, start:last] = batch.positions[0, row, start - 1] + 1 + torch.arange(last - start)
+        script.spoken[row, first:last] = True
+    return script
