@@ -8,16 +8,22 @@ RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test nano nano-eval check clean
 
 help:  ## Say what the targets do
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 8
 
-demo: $(RUN_READY)  ## Answer a spoken question with the small bundle in the package; writes demo.wav
-	$(BIN)/nearfield demo --out demo.wav
+demo: $(RUN_READY)  ## Hold a spoken conversation with the tiny model in the package; replies go to demo-replies
+	$(BIN)/nearfield demo
 
 test: $(TEST_READY)  ## Run the tests; ARGS="-k mel" is handed to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+nano: $(TEST_READY)  ## Train the small model from scratch, its card and its bundle; hours, resumable
+	$(BIN)/python -m nearfield.nano
+
+nano-eval: $(TEST_READY)  ## Judge the small model in the package on held-out data; exit 1 on a miss
+	$(BIN)/python -m nearfield.nano evaluate
 
 check: $(TEST_READY)  ## Lint, formatting, types, imports between folders, file lengths
 	$(BIN)/ruff check
@@ -28,12 +34,12 @@ check: $(TEST_READY)  ## Lint, formatting, types, imports between folders, file 
 	if [ -n "$$long" ]; then echo "files over 400 lines:"; echo "$$long"; exit 1; fi
 
 clean:  ## Remove .venv, caches, build products and what the demo wrote
-	rm -rf $(VENV) build dist demo.wav .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) build dist demo-replies .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN_READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[voice]'
 	touch $@
 
 # mypy does not follow editable installs: it finds the package under its name through a link (pyproject.toml, mypy_path).
