@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs({"--out": speech, "--json": args.json}, {"--audio": args.audio, "--image": args.image})
     from ...runtime.bundle import Bundle
     from ...runtime.omni import Omni
-    from .turn import conversation, cut_sound, cuts, summary, take, write_json, write_speech
+    from .turn import conversation, cut_sound, cuts, record, summary, take, write_json, write_speech
 
     messages = conversation(
         system=args.system, audio=args.audio, image=args.image, text=args.text, image_pixels=args.image_pixels
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         print(write_speech(speech, reply), file=sys.stderr)
     print("; ".join([summary(reply), *cuts(reply, max_codes)]), file=sys.stderr)
     if args.json is not None:
-        write_json(args.json, reply)
+        write_json(args.json, record(reply))
     if reply.text_error is not None:
         raise reply.text_error
     return 0

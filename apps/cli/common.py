@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,8 +18,26 @@ from ...runtime.files import check_writable
 if TYPE_CHECKING:
     from ...runtime.manifest import Audio
 
-DEMO_BUNDLE = Path(__file__).with_name("demo_data") / "bundle"
-DEMO_QUESTION = Path(__file__).with_name("demo_data") / "question.wav"
+DEMO_DATA = Path(__file__).with_name("demo_data")
+DEMO_BUNDLE = DEMO_DATA / "bundle"
+
+
+@dataclass(frozen=True)
+class DemoQuestion:
+    """A question of the demo: a recording of it, and the picture it is about, if any."""
+
+    words: str
+    """What is said in the recording, for people to read; the model gets the recording only."""
+    recording: Path
+    picture: Path | None = None
+
+
+DEMO_QUESTIONS = (
+    DemoQuestion("What is seven plus four?", DEMO_DATA / "question-1.flac"),
+    DemoQuestion("Say that again.", DEMO_DATA / "question-2.flac"),
+    DemoQuestion("What do you see?", DEMO_DATA / "question-3.flac", DEMO_DATA / "purple_star.png"),
+)
+"""In the order they are asked; the second asks for the reply to the first. nano/demo_recordings.py makes the files."""
 
 IMAGE_PIXELS = 1280 * 28 * 28
 """Images are scaled down to this many pixels unless told otherwise: 1280 positions. A photograph would take 16 000."""

@@ -30,7 +30,7 @@ after that nothing but the bundle is needed."""
 _EPILOG = """\
 what to do first:
   nearfield doctor                                      is everything here that is needed?
-  nearfield demo --out demo.wav                         run the whole chain on a tiny bundle that ships with Nearfield
+  nearfield demo                                        a conversation with Nano, the tiny model that ships with it
   nearfield export Qwen2.5-Omni-3B -o omni-3b           make a bundle (needs: pip install ".[export]")
   nearfield ask omni-3b --audio question.wav --out reply.wav
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -50,10 +50,19 @@ def conversation(
     text: str | None = None,
     image_pixels: int = IMAGE_PIXELS,
 ) -> list[Message]:
-    """One question, its parts in this order, under instructions to the model, by default its publisher's.
+    """One question under instructions to the model, by default its publisher's. Raises `InputError` for a bad file."""
+    instructions = Message("system", [Text(SYSTEM_PROMPT if system is None else system)])
+    return [instructions, question(audio=audio, image=image, text=text, image_pixels=image_pixels)]
 
-    Raises `InputError` for a bad file.
-    """
+
+def question(
+    *,
+    audio: Path | None = None,
+    image: Path | None = None,
+    text: str | None = None,
+    image_pixels: int = IMAGE_PIXELS,
+) -> Message:
+    """What a user asks, its parts in this order. Raises `InputError` for a bad file."""
     parts: list[Part] = []
     if audio is not None:
         parts.append(Audio(read_audio(audio)))
@@ -61,7 +70,7 @@ def conversation(
         parts.append(Image(read_image(image), image_pixels))
     if text is not None:
         parts.append(Text(text))
-    return [Message("system", [Text(SYSTEM_PROMPT if system is None else system)]), Message("user", parts)]
+    return Message("user", parts)
 
 
 def take(events: Iterable[Event], out: TextIO) -> Reply:
@@ -141,6 +150,21 @@ def summary(reply: Reply) -> str:
     return "; ".join(parts)
 
 
+def latency(reply: Reply) -> str:
+    """How long a person waits for the turn, in one short line; RTF is the real-time factor."""
+    timing = reply.end.timing
+    parts = []
+    if timing.time_to_first_token_ms is not None:
+        parts.append(f"first text {timing.time_to_first_token_ms:.0f} ms")
+    if timing.time_to_first_audio_ms is not None:
+        parts.append(f"first sound {timing.time_to_first_audio_ms:.0f} ms")
+    parts.append(f"total {timing.total_ms:.0f} ms")
+    factor = real_time_factor(reply)
+    if factor is not None:
+        parts.append(f"speech {timing.audio_seconds:.1f} s, RTF {factor:.2f}")
+    return ", ".join(parts)
+
+
 def real_time_factor(reply: Reply) -> float | None:
     """Time the turn took over the length of its speech, so under 1 is faster than speaking; None without speech."""
     timing = reply.end.timing
@@ -155,10 +179,10 @@ def write_speech(path: Path, reply: Reply) -> str:
     return f"speech: {path} ({len(reply.samples) / reply.sample_rate_hz:.2f} s at {reply.sample_rate_hz / 1000:g} kHz)"
 
 
-def write_json(path: Path, reply: Reply) -> None:
-    """Write what the turn said and how long it took. Raises `NearfieldError` when the file cannot be written."""
+def record(reply: Reply) -> dict[str, object]:
+    """What the turn said and how long it took, as it is written in JSON."""
     timing = asdict(reply.end.timing)
-    record = {
+    return {
         "transcript": reply.end.text,
         "stop_reason": reply.end.stop_reason,
         "speech_stop_reason": reply.end.speech_stop_reason,
@@ -167,8 +191,12 @@ def write_json(path: Path, reply: Reply) -> None:
         "real_time_factor": real_time_factor(reply),
         "peak_rss_mb": round(peak_rss_bytes() / _MEGABYTE, 1),
     }
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write it for people and programs to read. Raises `NearfieldError` when the file cannot be written."""
     try:
-        write_bytes_atomically(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+        write_bytes_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     except OSError as error:
         raise NearfieldError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 

@@ -12,13 +12,14 @@ import PIL.Image
 import pytest
 import soundfile
 from checkpoints import SMALL_3B, write_checkpoint
-from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTION
+from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTIONS
 from nearfield.apps.cli.inspect import kv_bytes_per_1000
 from nearfield.apps.cli.main import main
 from nearfield.apps.cli.turn import Reply, cuts
 from nearfield.apps.cli.verify import mark
 from nearfield.runtime.bundle import Bundle
 from nearfield.runtime.events import TextStop, Timing, TurnEnd
+from nearfield.runtime.images import read_image
 from nearfield.runtime.manifest import KVCache
 from nearfield.runtime.talker import SpeechStop
 
@@ -128,7 +129,7 @@ def test_ask_writes_text_to_stdout_and_speech_and_timing_to_files(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     speech, record = tmp_path / "reply.wav", tmp_path / "reply.json"
-    question = ["--audio", str(DEMO_QUESTION), "--text", "hello"]
+    question = ["--audio", str(DEMO_QUESTIONS[0].recording), "--text", "hello"]
     limits = ["--max-tokens", "8", "--max-seconds", "1", "--voice", "Ethan", "--seed", "3"]
     assert main(["ask", str(bundle), *question, *limits, "--out", str(speech), "--json", str(record)]) == 0
     said = json.loads(record.read_text(encoding="utf-8"))
@@ -236,21 +237,31 @@ def test_ask_hears_sound_of_any_rate_width_and_channels(
     assert json.loads(record.read_text(encoding="utf-8"))["reply_tokens"] == 2
 
 
-def test_the_demo_says_its_weights_are_random_and_measures_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    speech, record = tmp_path / "demo.wav", tmp_path / "demo.json"
-    assert main(["demo", "--out", str(speech), "--json", str(record)]) == 0
-    assert "weights of the demo bundle are random" in capsys.readouterr().out
-    measured = json.loads(record.read_text(encoding="utf-8"))
-    assert measured["transcript"]
-    for figure in ("time_to_first_token_ms", "time_to_first_audio_ms", "real_time_factor", "audio_seconds"):
-        assert measured[figure] > 0
-    assert 10 < measured["peak_rss_mb"] < 100_000
-    samples, rate_hz = soundfile.read(speech)
-    assert rate_hz == measured["sample_rate_hz"] == 24_000
-    assert len(samples) / rate_hz == pytest.approx(measured["audio_seconds"])
-    assert np.abs(samples).max() > 0.01, "silence is no answer"
+def test_the_demo_holds_its_conversation_and_measures_every_turn(tmp_path: Path) -> None:
+    replies, record = tmp_path / "replies", tmp_path / "demo.json"
+    assert main(["demo", "--no-play", "--out", str(replies), "--json", str(record)]) == 0
+    held = json.loads(record.read_text(encoding="utf-8"))
+    assert held["voice"] == "Chelsie"
+    assert [turn["question"] for turn in held["turns"]] == [question.words for question in DEMO_QUESTIONS]
+    for number, turn in enumerate(held["turns"], start=1):
+        assert turn["transcript"]
+        for figure in ("time_to_first_token_ms", "time_to_first_audio_ms", "real_time_factor", "audio_seconds"):
+            assert turn[figure] > 0
+        assert 10 < turn["peak_rss_mb"] < 100_000
+        samples, rate_hz = soundfile.read(replies / f"reply-{number}.wav")
+        assert rate_hz == turn["sample_rate_hz"] == 24_000
+        assert len(samples) / rate_hz == pytest.approx(turn["audio_seconds"])
+        assert np.abs(samples).max() > 0.01, "silence is no answer"
+
+
+def test_the_recordings_that_ship_are_clips_of_one_sentence_and_the_picture_can_be_read() -> None:
+    for question in DEMO_QUESTIONS:
+        info = soundfile.info(question.recording)
+        assert (info.format, info.samplerate, info.channels) == ("FLAC", 16_000, 1)
+        assert 0.8 < info.duration < 4
+        assert question.recording.stat().st_size < 60_000
+    [picture] = [question.picture for question in DEMO_QUESTIONS if question.picture is not None]
+    assert read_image(picture).shape[2] == 3
 
 
 def test_the_shipped_bundle_is_whole_and_small() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from input_settings import VISION
-from nearfield.apps.cli import turn
-from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTION
+from nearfield.apps.cli import playback, turn
+from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTIONS
 from nearfield.apps.cli.main import main
-from nearfield.apps.cli.turn import Reply, conversation, take, write_json
+from nearfield.apps.cli.turn import Reply, conversation, latency, record, take, write_json
 from nearfield.runtime.bundle import Bundle
 from nearfield.runtime.events import AudioChunk, Event, TextDelta, Timing, TurnEnd
 from nearfield.runtime.images import image_grid
@@ -44,16 +44,18 @@ class Recorder:
 
     loaded: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     asked: list[tuple[Sequence[Message], dict[str, Any]]] = field(default_factory=list)
+    silent: bool = False
 
     def load(self, path: Path, **options: Any) -> Recorder:
         self.loaded.append((path, options))
         return self
 
     def respond(self, messages: Sequence[Message], **options: Any) -> Iterator[Event]:
-        self.asked.append((messages, options))
+        self.asked.append((list(messages), options))
         yield TextDelta("Good ", 1)
         yield TextDelta("day.", 2)
-        yield AudioChunk(np.full(480, 0.5, np.float32), 24_000)
+        if not self.silent:
+            yield AudioChunk(np.full(480, 0.5, np.float32), 24_000)
         yield END
 
 
@@ -90,20 +92,99 @@ def test_ask_without_options_has_the_defaults_its_help_names(recorder: Recorder)
     assert options == {"voice": None, "speak": False, "seed": 0, "max_tokens": 512, "max_codes": 4000}
 
 
-def test_the_demo_asks_its_recorded_question_within_limits(recorder: Recorder) -> None:
-    assert main(["demo", "--device", "cuda"]) == 0
+def test_the_demo_asks_every_question_after_all_that_was_said(recorder: Recorder) -> None:
+    assert main(["demo", "--no-play", "--device", "cuda", "--voice", "Ethan"]) == 0
     assert recorder.loaded == [(DEMO_BUNDLE, {"device": "cuda"})]
-    [([system, user], options)] = recorder.asked
-    assert texts([system, user]) == [("system", SYSTEM_PROMPT)]
-    assert [type(part) for part in user.content] == [Audio]
-    assert options == {"seed": 0, "max_tokens": 24, "max_codes": 100}
-    assert Path("demo.wav").exists()
+    conversations = [messages for messages, _ in recorder.asked]
+    said = ("assistant", "Good day.")
+    assert [texts(messages) for messages in conversations] == [
+        [("system", SYSTEM_PROMPT), *[said] * n] for n in range(3)
+    ]
+    last = conversations[2]
+    assert [message.role for message in last] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [[type(part) for part in last[n].content] for n in (1, 3, 5)] == [[Audio], [Audio], [Audio, Image]]
+    limits = {"voice": "Ethan", "seed": 0, "max_tokens": 48, "max_codes": 400}
+    assert [options for _, options in recorder.asked] == [limits] * 3
+    replies = sorted(Path("demo-replies").iterdir())
+    assert [file.name for file in replies] == ["reply-1.wav", "reply-2.wav", "reply-3.wav"]
+
+
+@pytest.mark.usefixtures("recorder")
+def test_the_demo_plays_questions_and_replies_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[Path] = []
+
+    def heard(path: Path) -> None:
+        assert path.exists()
+        played.append(path)
+
+    monkeypatch.setattr(playback, "play", heard)
+    assert main(["demo", "--out", "r"]) == 0
+    replies = [Path("r", f"reply-{number}.wav") for number in (1, 2, 3)]
+    questions = [question.recording for question in DEMO_QUESTIONS]
+    assert played == [file for pair in zip(questions, replies, strict=True) for file in pair]
+
+
+@pytest.mark.usefixtures("recorder")
+def test_the_demo_says_once_why_nothing_is_heard_and_fits_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(playback, "play", lambda _: "no speaker was found")
+    assert main(["demo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    turns = lines[lines.index("You (recorded): What is seven plus four?") :]
+    assert turns == [
+        "You (recorded): What is seven plus four?",
+        "  silent: no speaker was found",
+        "Nano: Good day.",
+        "  first text 10 ms, first sound 400 ms, total 500 ms, speech 2.0 s, RTF 0.25",
+        "",
+        "You (recorded): Say that again.",
+        "Nano: Good day.",
+        "  first text 10 ms, first sound 400 ms, total 500 ms, speech 2.0 s, RTF 0.25",
+        "",
+        "You (recorded): What do you see?   [with a picture: purple_star.png]",
+        "Nano: Good day.",
+        "  first text 10 ms, first sound 400 ms, total 500 ms, speech 2.0 s, RTF 0.25",
+        "",
+        "RTF: time of the turn over length of its speech. Replies: demo-replies",
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_demo_can_be_without_sound_to_write(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder.silent = True
+    assert main(["demo", "--no-play"]) == 0
+    assert capsys.readouterr().out.count("no speech") == 3
+    assert list(Path("demo-replies").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "file"], "file cannot be made a folder"),
+        (["--out", "nowhere/replies"], "the folder nowhere is not there"),
+        (["--json", "demo-replies/reply-2.wav"], "are the same file"),
+    ],
+)
+def test_the_demo_refuses_before_any_work_what_it_cannot_write(
+    options: list[str], message: str, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_bytes(b"kept")
+    assert main(["demo", "--no-play", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert recorder.loaded == []
+    assert Path("file").read_bytes() == b"kept"
+
+
+def test_waiting_times_are_left_out_where_there_are_none() -> None:
+    timing = replace(TIMING, time_to_first_token_ms=None, time_to_first_audio_ms=None, audio_seconds=0.0)
+    assert latency(Reply(replace(END, timing=timing), np.zeros(0, np.float32), 0)) == "total 500 ms"
 
 
 def test_a_question_is_heard_then_seen_then_read(tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     PIL.Image.new("RGB", (60, 40), "teal").save(picture)
-    system, user = conversation(audio=DEMO_QUESTION, image=picture, text="hello", image_pixels=9000)
+    system, user = conversation(audio=DEMO_QUESTIONS[0].recording, image=picture, text="hello", image_pixels=9000)
     assert (system.role, user.role) == ("system", "user")
     assert system.content == [Text(SYSTEM_PROMPT)]
     sound, image, text = user.content
@@ -140,7 +221,7 @@ def test_a_reply_is_its_chunks_in_order() -> None:
 
 def test_the_record_holds_the_whole_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turn, "peak_rss_bytes", lambda: 123_460_000)
-    write_json(tmp_path / "r.json", Reply(END, np.zeros(48_000, np.float32), 24_000))
+    write_json(tmp_path / "r.json", record(Reply(END, np.zeros(48_000, np.float32), 24_000)))
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {
         "transcript": "Good day.",
         "stop_reason": "max_tokens",
