@@ -33,14 +33,13 @@ from .tokenizer import tokenizer
 from .training import Losses, Plan, finished, train
 from .world import COLOURS, DIRECTIONS, SHAPES
 
-SEE = Plan("see", steps=1000, learning_rate=1e-3, warmup_steps=50, ema=0.995)
-_EASY_UNTIL, _EASY_FROM = 0.7, 0.25
+SEE = Plan("see", steps=4000, learning_rate=1e-3, warmup_steps=50, ema=0.998)
+_EASY_UNTIL, _EASY_FROM = 0.65, 0.25
 """Shares of the steps: all drawings are easy before the second, none after the first. With full rotation, size and
 texture from the start, shapes stayed at chance for the six hundred steps that were tried."""
-_SMALL_STEPS = 0.7  # of all steps, at first: clips as small as pictures, so that a batch holds many
-_EASIEST_BATCH, _SMALL_BATCH, _BATCH = (96, 0), (56, 6), (32, 3)
-"""Pictures and clips; a clip counts once for each of its two to four temporal patches. While all are easy there are no
-clips: their few and noisy gradients drown those of the shapes."""
+_SMALL_STEPS = 0.75  # of all steps, at first: clips as small as pictures, so that a batch holds many
+_SMALL_BATCH, _BATCH = (64, 24), (32, 6)
+"""Pictures and moments of clips: two frames, which are one temporal patch, all the tower ever sees at once."""
 _SMALL_SIDE, _EASY_SIDE = 112, 84  # in pixels
 _SMALL_CLIP_PIXELS = 112 * 112
 _FIRST_LENGTH = 0.1  # of embeddings, as a share of what a fresh tower makes: chance scores, not confident nonsense
@@ -86,10 +85,18 @@ def picture(rng: np.random.Generator, split: Split = "train", *, easy: bool = Fa
     return Shown(Image(drawn.pixels), drawn.colour, drawn.shape)
 
 
-def clip(rng: np.random.Generator, split: Split = "train", *, small: bool = False, easy: bool = False) -> Shown:
-    """Draw a clip; the processor enlarges its frames to 128 embeddings and more unless it is to stay small."""
-    drawn = pictures.clip(rng, split, _SMALL_SIDE if small else pictures.MAX_SIDE, easy=easy)
-    video = Video(drawn.frames, drawn.fps, max_pixels=_SMALL_CLIP_PIXELS if small else None)
+def clip(rng: np.random.Generator, split: Split = "train") -> Shown:
+    """Draw a clip, whose frames the processor will enlarge to 128 embeddings and more for every two of them."""
+    drawn = pictures.clip(rng, split)
+    return Shown(Video(drawn.frames, drawn.fps), drawn.colour, drawn.shape, drawn.direction)
+
+
+def moment(rng: np.random.Generator, *, small: bool, easy: bool) -> Shown:
+    """Draw two frames of a clip of the training split: neighbours, or in an easy one those two apart."""
+    drawn = pictures.clip(rng, "train", _EASY_SIDE if easy else _SMALL_SIDE if small else pictures.MAX_SIDE, easy=easy)
+    first = int(rng.integers(len(drawn.frames) - 1))
+    frames = drawn.frames[[first, min(first + 1 + easy, len(drawn.frames) - 1)]]
+    video = Video(frames, drawn.fps, max_pixels=_SMALL_CLIP_PIXELS if small else None)
     return Shown(video, drawn.colour, drawn.shape, drawn.direction)
 
 
@@ -203,17 +210,15 @@ class SeeLoss:
         """The loss of one batch of fresh drawings: easy and small ones at first."""
         done = step / SEE.steps
         small, hard = done < _SMALL_STEPS, (done - _EASY_FROM) / (_EASY_UNTIL - _EASY_FROM)
-        stills, clips = _EASIEST_BATCH if hard < 0 else _SMALL_BATCH if small else _BATCH
+        stills, moments = _SMALL_BATCH if small else _BATCH
         shown = [picture(rng, easy=rng.random() >= hard) for _ in range(stills)]
-        shown += [clip(rng, small=small, easy=rng.random() >= hard) for _ in range(clips)]
-        pooled, owner, moving = self._pooled(shown)
-        seen = [shown[index] for index in owner]
-        colour = F.cross_entropy(pooled @ self._colours.T, _indices([it.colour for it in seen], COLOURS))
-        shape = F.cross_entropy(pooled @ self._shapes.T, _indices([it.shape for it in seen], SHAPES))
-        direction = torch.zeros(())
-        if moving:
-            ways = [str(shown[owner[index]].direction) for index in moving]
-            direction = F.cross_entropy(pooled[moving] @ self._directions.T, _indices(ways, DIRECTIONS))
+        shown += [moment(rng, small=small, easy=rng.random() >= hard) for _ in range(moments)]
+        pooled, _, _ = self._pooled(shown)
+        still, moving = pooled[:stills], pooled[stills:]  # what moves is too small for its shape to be asked for
+        colour = F.cross_entropy(still @ self._colours.T, _indices([it.colour for it in shown[:stills]], COLOURS))
+        shape = F.cross_entropy(still @ self._shapes.T, _indices([it.shape for it in shown[:stills]], SHAPES))
+        ways = _indices([str(it.direction) for it in shown[stills:]], DIRECTIONS)
+        direction = F.cross_entropy(moving @ self._directions.T, ways)
         parts = {"colour": colour.detach(), "shape": shape.detach(), "direction": direction.detach()}
         return {"loss": colour + shape + direction, **parts}
 
