@@ -38,10 +38,10 @@ _BLOCK_TOKENS = 50
 TOKEN_SAMPLES = 640
 """An embedding is 40 ms."""
 
-HEAR = Plan("hear", steps=5200, learning_rate=1.5e-3, warmup_steps=200, ema=0.998)
+HEAR = Plan("hear", steps=8000, learning_rate=1.5e-3, warmup_steps=200, ema=0.998)
 _BATCH = 24
 _ALIGNED_STEPS = 500  # on word times, before CTC
-_DISTURBED_STEPS = 2500  # until the disturbance has its full strength
+_DISTURBED_STEPS = 2500  # until the disturbance has its full strength; from then on throats differ as well
 _SCALE = 1.0  # of the scores at the start
 
 _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15))  # by layer and head, in steps of 20 ms
@@ -87,7 +87,7 @@ class HearLoss:
         recordings = [self._recordings[index] for index in chosen]
         strength = min(1.0, step / _DISTURBED_STEPS)
         sounds = [disturb_timed(recording.samples, rng, strength) for recording in recordings]
-        mel, frames = features([sound.samples for sound in sounds])
+        mel, frames = features([sound.samples for sound in sounds], rng if step >= _DISTURBED_STEPS else None)
         with torch.autocast("cpu", torch.bfloat16):
             embeddings, tokens = encode(self._ear.tower, mel, frames)
         scores = self._ear.scores(embeddings)
@@ -124,7 +124,7 @@ def features(sounds: Sequence[Samples], rng: np.random.Generator | None = None) 
     """The runtime's log-mel of each sound, padded to whole blocks: ``(B, 128, F)``, ``frames (B)``.
 
     With a generator, most are as if said by a shorter or longer throat (vocal tract length perturbation, Jaitly and
-    Hinton 2013): pitch and formants move together by up to 14 %, and time does not.
+    Hinton 2013): pitch and formants move together by up to 12 %, and time does not.
     """
     mels = [log_mel(sound, front().audio) for sound in sounds]
     if rng is not None:
@@ -139,12 +139,12 @@ def features(sounds: Sequence[Samples], rng: np.random.Generator | None = None) 
 
 @functools.cache
 def _throats() -> list[NDArray[np.float32]]:
-    """Matrices ``(128, 128)`` that move log-mel by factors of 0.86 … 1.14 in frequency, by linear interpolation."""
+    """Matrices ``(128, 128)`` that move log-mel by factors of 0.88 … 1.12 in frequency, by linear interpolation."""
     bins = front().audio.mel_bins
     centres_mel = np.arange(1, bins + 1) / (bins + 1)  # of the way from 0 to 8 kHz
     hz = _slaney_hz(centres_mel * _slaney_mel(8000.0))
     matrices = []
-    for factor in np.linspace(0.86, 1.14, 15):
+    for factor in np.linspace(0.88, 1.12, 13):
         place = np.clip(
             _slaney_mel(np.minimum(hz * factor, 8000.0)) / _slaney_mel(8000.0) * (bins + 1) - 1, 0, bins - 1
         )

@@ -29,7 +29,7 @@ from .sentences import TRANSCRIPT_SYSTEM
 from .training import Losses, Plan, finished, train
 from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
 
-UNDERSTAND = Plan("understand", steps=420, learning_rate=5e-4, warmup_steps=40, ema=0.99)
+UNDERSTAND = Plan("understand", steps=2000, learning_rate=5e-4, warmup_steps=50, ema=0.997)
 _SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 4, 2
 """Conversations of each kind in a batch. Clips are many times longer than the rest: they are a batch of their own."""
 _BATCH_SHARES = (0.9, 0.1)
