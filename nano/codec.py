@@ -66,7 +66,7 @@ class Utterance:
     @property
     def audio(self) -> Float32:
         """Samples as float32 (N,), full scale ±1."""
-        return self.samples.astype(np.float32) / 32768
+        return (self.samples / 32768).astype(np.float32)
 
 
 def say(speaker: int, text: str) -> Utterance:

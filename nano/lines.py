@@ -18,7 +18,7 @@ from ..runtime.messages import SYSTEM_PROMPT
 from .chat import Example
 from .codec import SPEAKERS, Int64, mel_of, say, train_codec
 from .read import message
-from .sentences import TRANSCRIPT_SYSTEM
+from .sentences import COUNT_LIMIT, TRANSCRIPT_SYSTEM
 from .training import BUILD
 from .world import Skill, answer, draw, typed
 
@@ -31,11 +31,11 @@ _PROMPTS = 8  # kept of those that a reply answers
 
 Kind = Skill | str  # a skill, or "transcript": a prompt said back
 _WEIGHTS = {
-    "sums": 0.42, "digits": 0.2, "talk": 0.12, "again": 0.01, "picture": 0.11, "video": 0.04, "refusal": 0.02,
-    "transcript": 0.08,
+    "sums": 0.52, "digits": 0.3, "talk": 0.05, "again": 0.01, "picture": 0.05, "video": 0.02, "refusal": 0.01,
+    "transcript": 0.04,
 }  # fmt: skip
 _AGAIN = 0.06  # of the conversations end in "say that again"
-_EARLIER_TURNS = (0.8, 0.15, 0.05)
+_EARLIER_TURNS = (0.85, 0.1, 0.05)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,8 @@ def _drawn_prompts(rng: random.Random) -> dict[tuple[str, str], list[str]]:
     for skill, count in _DRAWS.items():
         for _ in range(count):
             exchange = draw(skill, rng, "train")
-            asked = prompts[skill, exchange.reply]
+            kind = "talk" if exchange.reply == COUNT_LIMIT else skill  # said often, and one of thousands of sums
+            asked = prompts[kind, exchange.reply]
             if len(asked) < _PROMPTS and exchange.prompt not in asked:
                 asked.append(exchange.prompt)
     for _ in range(_TRANSCRIPT_DRAWS):

@@ -21,10 +21,10 @@ from ..runtime.prompt import media_parts
 from .chat import Batch, Example, collate, hidden_states
 from .hear import TOKEN_SAMPLES, unknown_id, word_ids
 from .read import HELPFUL, message, reply_losses, sums_alone, text_model, typed_conversation, written
-from .sentences import TRANSCRIPT_SYSTEM
+from .sentences import TRANSCRIPT_SYSTEM, plain
 from .tokenizer import token_ids
 from .training import Losses, Plan, train
-from .world import Exchange, Skill, answer, draw, plain
+from .world import Exchange, Skill, answer, draw
 
 REASON = Plan("reason", steps=3500, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
 _HEARD, _TYPED, _SUMS = 32, 10, 256

@@ -91,4 +91,5 @@ def _spectral_distance(spoken: Tensor, sound: Tensor, size: int) -> Tensor:
 
     ours, theirs = magnitude(spoken), magnitude(sound)
     convergence = (ours - theirs).norm() / theirs.norm()
-    return convergence + (ours.clamp(min=3e-3).log() - theirs.clamp(min=3e-3).log()).abs().mean()
+    distance: Tensor = convergence + (ours.clamp(min=3e-3).log() - theirs.clamp(min=3e-3).log()).abs().mean()
+    return distance

@@ -11,7 +11,7 @@ import torch
 from nearfield.nano.chat import Example, collate, hidden_states
 from nearfield.nano.model import CODEC_BOS, CODEC_PAD, build
 from nearfield.nano.read import message
-from nearfield.nano.talker import Script, stage_directions, voice_tokens
+from nearfield.nano.talker import Script, said_now, stage_directions, voice_tokens
 from nearfield.nano.tokenizer import token_ids
 from nearfield.runtime.messages import SYSTEM_PROMPT
 
@@ -110,3 +110,22 @@ def test_prefix_is_codec_pad_then_codec_bos(model: Any, example: Example) -> Non
     script = _script(model, example, [5, 6, 7], [9, 8, 7], prefixed=True)
     read = script.codes[script.codes >= 0].tolist()
     assert read == [CODEC_PAD, CODEC_BOS, 9, 8]
+
+
+def test_guided_heads_are_led_through_the_reply_in_order(model: Any) -> None:
+    example = Example(
+        [message("system", SYSTEM_PROMPT), message("user", "Say four two nine.")], "You said four two nine."
+    )
+    batch = collate([example])
+    language_model = model.thinker.model.language_model
+    rows = language_model.embed_tokens(batch.tokens)
+    codes = [np.arange(1, 101)]
+    script = stage_directions(
+        rows, batch, torch.tensor([voice_tokens()[0]]), codes, np.array([True]), language_model.embed_tokens.weight
+    )
+    window = said_now(batch, script)[0][script.spoken[0]]  # (101, L)
+    first = int(script.spoken[0].int().argmax())
+    assert window.shape[0] == 101 and bool((window.sum(1) > 0).all())
+    assert bool((window[:, : first - 1] == 0).all())  # never at the prompt
+    middles = (window * torch.arange(window.shape[1])).sum(1) / window.sum(1)
+    assert bool((middles.diff() >= -1e-6).all()) and float(middles[-1] - middles[0]) > 3
