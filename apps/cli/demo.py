@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     print("Three recorded questions to Nano, the tiny model that ships with Nearfield.")
     print("It hears the recordings; their words are printed only for you to read.")
-    print("Its weights are random for now: the replies are noise, and show only that the chain runs.")
+    print("Its weights are random for now: the replies are noise, the chain is real.")
     omni = Omni.load(DEMO_BUNDLE, device=args.device)
     player = _Player(on=not args.no_play)
     messages = [Message("system", [Text(SYSTEM_PROMPT)])]
