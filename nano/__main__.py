@@ -39,7 +39,7 @@ STAGES = (  # of those that could be next, the first is: so the longest way to t
     Stage("see", "see:see_stage", ("text",)),
     Stage("understand", "understand:understand_stage", ("hear", "reason", "see")),
     Stage("codec", "codec:train_codec"),
-    Stage("talker", "talker:talker_stage", ("codec", "text")),
+    Stage("talker", "talker:talker_stage", ("codec", "reason")),
     Stage("dit", "dit:dit_stage", ("codec",)),
     Stage("vocoder", "vocoder:vocoder_stage", ("codec",)),
     Stage("talker-final", "talker:talker_final_stage", ("talker", "understand")),

@@ -116,7 +116,9 @@ def spoken_conversation(by_kind: dict[str, list[Line]], rng: random.Random) -> S
         reply = answer(exchange, reply)
         messages += [message("user", typed(exchange, rng)), message("assistant", reply)]
     messages.append(message("user", prompt if rng.random() < 0.5 else prompt.lower().rstrip(".?")))
-    if rng.random() < _AGAIN:
+    # There is no picture here: only when asked to repeat it does the Thinker know such a reply before it is written,
+    # and the Talker reads from each row what the Thinker is about to write.
+    if kind in ("picture", "video") or rng.random() < _AGAIN:
         again = draw("again", rng, "train")
         messages += [message("assistant", line.reply), message("user", again.prompt)]
     return Spoken(Example(messages, line.reply), speaker, line.codes[speaker])

@@ -48,7 +48,7 @@ from .tokenizer import token_ids, tokenizer
 from .training import Losses, Plan, finished, train
 from .understand import Mind
 
-TALKER = Plan("talker", steps=3300, learning_rate=3.5e-3, ema=0.998, seed=6)
+TALKER = Plan("talker", steps=4500, learning_rate=2e-3, ema=0.995, seed=6)
 TALKER_FINAL = Plan("talker-final", steps=500, learning_rate=5e-4, warmup_steps=30, ema=0.99, seed=7)
 
 _BATCH = 16
