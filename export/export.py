@@ -165,7 +165,7 @@ def export_bundle(
                 audio=read_audio(checkpoint_path, thinker_config.section("audio_config")),
                 vision=read_vision(checkpoint_path, thinker_config.section("vision_config")),
                 token2wav=token2wav,
-                tokens=_tokens(thinker_config),
+                tokens=special_tokens(thinker_config),
                 voices={name: manifest.Voice(bos_token_id=voice.bos_token_id) for name, voice in voices.items()},
                 files=files,
             )
@@ -260,7 +260,8 @@ def _token2wav(configs: Configs) -> manifest.Token2Wav:
     )
 
 
-def _tokens(thinker: Section) -> manifest.Tokens:
+def special_tokens(thinker: Section) -> manifest.Tokens:
+    """The ids of the tokens that stand for sounds and pictures, and of those around them."""
     return manifest.Tokens(
         audio=thinker.integer("audio_token_id", "audio_token_index"),
         audio_bos=thinker.integer("audio_start_token_id"),

@@ -68,10 +68,11 @@ such replies."""
 
 _DATA = f"""All speech is synthetic: sentences of nano's world spoken by several synthesizers at varying rate and pitch,
 and in training disturbed anew each time (speed and pitch ±{100 * SPEED_SPAN:g} %, level ±{LEVEL_DB:g} dB, noise of
-several colours {SNR_DB[0]:g} to {SNR_DB[1]:g} dB below the speech, small rooms, narrower bands, pauses). Whole voices
-are held out; so are one in ten of the sums and of the digit strings, and words and frames of the sentences to refuse.
-Pictures and clips are drawn: colour, shape, background
-and size or direction together make a combination, one in ten of which is held out."""
+several colours {SNR_DB[0]:g} to {SNR_DB[1]:g} dB below the speech, small rooms, narrower bands, pauses, longer and
+shorter throats). Whole voices are held out, and were looked at while this recipe was found. Held out are also all
+prompts about one in ten of the sums and of the digit strings, spoken or typed, and words and frames of the sentences to
+refuse; the table of sums itself ("Seven plus four is eleven.") is learnt whole, without prompts. Pictures and clips are
+drawn: colour, shape, background and size or direction together make a combination, one in ten of which is held out."""
 
 _LIMITS = """- English within the world above, and nothing else; it was taught to refuse the rest, not to judge it.
 - It has heard synthesizers only. Human voices, accents, far microphones, music and several speakers are untried.

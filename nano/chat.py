@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
 
 from ..export.config import Section
-from ..export.export import _tokens
+from ..export.export import special_tokens
 from ..export.preprocessor import read_audio, read_vision
 from ..export.tokenizer_files import collect_tokenizer
 from ..runtime import manifest
@@ -58,7 +58,7 @@ def front() -> Front:
         (directory / "template").write_text(chat_template, encoding="utf-8")
         return Front(
             tokenizer=Tokenizer.load(directory / "tokenizer.json", directory / "template"),
-            tokens=_tokens(thinker),
+            tokens=special_tokens(thinker),
             vision=read_vision(directory, thinker.section("vision_config")),
             audio=read_audio(directory, thinker.section("audio_config")),
         )
@@ -125,3 +125,10 @@ def hidden_states(text_model: Qwen2_5OmniThinkerTextModel, embeddings: Tensor, p
     """The Thinker's last hidden states ``(B, S, D)``; padding stands at the right, where it changes nothing."""
     output: Tensor = text_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
     return output
+
+
+def put(embeddings: Tensor, places: Sequence[Place], parts: Sequence[Tensor]) -> Tensor:
+    """``(B, S, D)`` with ``parts``, of each sound or picture its embeddings ``(N, D)``, in their ``places``."""
+    rows = torch.cat([torch.full_like(place.columns, place.row) for place in places])
+    columns = torch.cat([place.columns for place in places])
+    return embeddings.index_put((rows, columns), torch.cat(list(parts)).to(embeddings.dtype))

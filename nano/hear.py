@@ -10,6 +10,7 @@ CTC spends most of an hour finding the alignment.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from ..runtime.mel import audio_tokens, log_mel
-from .augment import Disturbed, Samples, disturb_timed
+from .augment import Disturbed, Samples, disturb, disturb_timed
 from .chat import front
 from .model import build
 from .recordings import SAMPLE_RATE_HZ, Recording, Recordings
@@ -38,10 +39,16 @@ _BLOCK_TOKENS = 50
 TOKEN_SAMPLES = 640
 """An embedding is 40 ms."""
 
-HEAR = Plan("hear", steps=8000, learning_rate=1.5e-3, warmup_steps=200, ema=0.998)
+FIRST = Plan("hear-first", steps=8000, learning_rate=1.5e-3, warmup_steps=200, ema=0.998)
+SECOND = Plan("hear", steps=2500, learning_rate=8e-4, warmup_steps=50, ema=0.998, seed=11)
+"""The second part makes much of the few natural voices there are, so that others are understood too."""
 _BATCH = 24
+_FIRST_TIMED, _SECOND_TIMED = 12, 8  # recordings of espeak in a batch
 _ALIGNED_STEPS = 500  # on word times, before CTC
 _DISTURBED_STEPS = 2500  # until the disturbance has its full strength; from then on throats differ as well
+_THROATS, _WIDE_THROATS = 0.12, 0.2
+_BAND_MASKS, _BAND_BINS = 2, 18  # at most, of 128
+_TIME_MASKS, _TIME_FRAMES = 2, 8  # of 10 ms
 _SCALE = 1.0  # of the scores at the start
 
 _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15))  # by layer and head, in steps of 20 ms
@@ -49,8 +56,9 @@ _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15)) 
 
 def hear_stage() -> nn.Module:
     """Train the audio tower; stage ``text`` comes first, whose embedding table is the head."""
-    ear = Ear(finished("text")["embed_tokens.weight"])
-    train(HEAR, ear, HearLoss(ear, Recordings.load("train")))
+    ear, recordings = Ear(finished("text")["embed_tokens.weight"]), Recordings.load("train")
+    train(FIRST, ear, FirstLoss(ear, recordings))
+    train(SECOND, ear, SecondLoss(ear, recordings))
     return ear
 
 
@@ -70,18 +78,17 @@ class Ear(nn.Module):
         return (self.scale * embeddings.float() @ self.words.T).log_softmax(-1)
 
 
-class HearLoss:
+class FirstLoss:
     """CTC on words; in the first steps cross-entropy on the word times espeak gives."""
 
     def __init__(self, ear: Ear, recordings: Recordings) -> None:
         self._ear, self._recordings = ear, recordings
-        timed = np.array([entry.words is not None for entry in recordings.entries])
-        self._timed, self._untimed = np.flatnonzero(timed), np.flatnonzero(~timed)
+        self._timed, self._untimed = _by_word_times(recordings)
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch, half of it espeak's once CTC has begun."""
         aligned = step < _ALIGNED_STEPS
-        chosen = rng.choice(self._timed, _BATCH if aligned else _BATCH // 2)
+        chosen = rng.choice(self._timed, _BATCH if aligned else _FIRST_TIMED)
         if not aligned:
             chosen = np.concatenate([chosen, rng.choice(self._untimed, _BATCH - len(chosen))])
         recordings = [self._recordings[index] for index in chosen]
@@ -95,6 +102,33 @@ class HearLoss:
             targets = torch.stack([_aligned(*pair, scores.shape[1]) for pair in zip(recordings, sounds, strict=True)])
             return {"loss": F.nll_loss(scores.transpose(1, 2), targets, ignore_index=-1)}
         return {"loss": ctc(scores, tokens, [recording.prompt for recording in recordings])}
+
+
+class SecondLoss:
+    """CTC on words, of which bands and moments are missing; of the natural voices the rare ones are heard as well."""
+
+    def __init__(self, ear: Ear, recordings: Recordings) -> None:
+        self._ear, self._recordings = ear, recordings
+        self._timed, self._untimed = _by_word_times(recordings)
+        voices = [recordings.entries[index].voice for index in self._untimed]
+        shares = np.array([Counter(voices)[voice] for voice in voices]) ** -0.5
+        self._shares = shares / shares.sum()
+
+    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch, a third of it espeak's."""
+        natural = rng.choice(self._untimed, _BATCH - _SECOND_TIMED, p=self._shares)
+        chosen = np.concatenate([rng.choice(self._timed, _SECOND_TIMED), natural])
+        recordings = [self._recordings[index] for index in chosen]
+        mel, frames = features([disturb(recording.samples, rng) for recording in recordings], rng, masked=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings, tokens = encode(self._ear.tower, mel, frames)
+        return {"loss": ctc(self._ear.scores(embeddings), tokens, [recording.prompt for recording in recordings])}
+
+
+def _by_word_times(recordings: Recordings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which recordings have word times, espeak's, and which have none: the natural voices."""
+    timed = np.array([entry.words is not None for entry in recordings.entries])
+    return np.flatnonzero(timed), np.flatnonzero(~timed)
 
 
 def ctc(scores: Tensor, tokens: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -120,31 +154,50 @@ def heard(scores: Tensor, tokens: Tensor) -> list[str]:
     return sentences
 
 
-def features(sounds: Sequence[Samples], rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+def features(
+    sounds: Sequence[Samples], rng: np.random.Generator | None = None, *, masked: bool = False
+) -> tuple[Tensor, Tensor]:
     """The runtime's log-mel of each sound, padded to whole blocks: ``(B, 128, F)``, ``frames (B)``.
 
     With a generator, most are as if said by a shorter or longer throat (vocal tract length perturbation, Jaitly and
-    Hinton 2013): pitch and formants move together by up to 12 %, and time does not.
+    Hinton 2013): pitch and formants move together by up to 12 %, and time does not. Masked, it is up to 20 %, and some
+    bands and moments are missing (SpecAugment, arXiv 1904.08779).
     """
     mels = [log_mel(sound, front().audio) for sound in sounds]
     if rng is not None:
-        mels = [_throats()[rng.integers(len(_throats()))] @ mel for mel in mels]
+        throats = _throats(_WIDE_THROATS if masked else _THROATS)
+        mels = [throats[rng.integers(len(throats))] @ mel for mel in mels]
     frames = torch.tensor([mel.shape[1] for mel in mels])
     length = -(-int(frames.max()) // BLOCK_FRAMES) * BLOCK_FRAMES
     batch = torch.zeros(len(mels), mels[0].shape[0], length)
     for row, mel in enumerate(mels):
+        if rng is not None and masked:
+            _mask(mel, rng)
         batch[row, :, : mel.shape[1]] = torch.from_numpy(mel)
     return batch, frames
 
 
+def _mask(mel: NDArray[np.float32], rng: np.random.Generator) -> None:
+    """Put the mean of a log-mel ``(128, F)`` in place of some bands and moments of it."""
+    mean = mel.mean()
+    for _ in range(rng.integers(_BAND_MASKS + 1)):
+        width = int(rng.integers(1, _BAND_BINS + 1))
+        first = int(rng.integers(mel.shape[0] - width))
+        mel[first : first + width] = mean
+    for _ in range(rng.integers(_TIME_MASKS + 1)):
+        width = int(rng.integers(1, _TIME_FRAMES + 1))
+        first = int(rng.integers(max(1, mel.shape[1] - width)))
+        mel[:, first : first + width] = mean
+
+
 @functools.cache
-def _throats() -> list[NDArray[np.float32]]:
-    """Matrices ``(128, 128)`` that move log-mel by factors of 0.88 … 1.12 in frequency, by linear interpolation."""
+def _throats(span: float) -> list[NDArray[np.float32]]:
+    """Matrices ``(128, 128)`` that move log-mel by factors of 1 ± span in frequency, by linear interpolation."""
     bins = front().audio.mel_bins
     centres_mel = np.arange(1, bins + 1) / (bins + 1)  # of the way from 0 to 8 kHz
     hz = _slaney_hz(centres_mel * _slaney_mel(8000.0))
     matrices = []
-    for factor in np.linspace(0.88, 1.12, 13):
+    for factor in np.linspace(1 - span, 1 + span, 13):
         place = np.clip(
             _slaney_mel(np.minimum(hz * factor, 8000.0)) / _slaney_mel(8000.0) * (bins + 1) - 1, 0, bins - 1
         )

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from .tokenizer import MAX_PIXELS
 from .world import COLOURS, DIRECTIONS, SHAPES
 
 Pixels = NDArray[np.uint8]
@@ -77,7 +78,7 @@ _OTHER_SHADES = (
 )
 _MIN_CONTRAST = 75.0  # between shape and background, on the scale of _contrast: black to white is 255
 _MIN_DIAMETER = 28.0  # in pixels once the processor has shrunk the picture: two patches
-_PROCESSED_PIXELS = 12_544  # what it shrinks large pictures to
+_PROCESSED_PIXELS = MAX_PIXELS  # what it shrinks large pictures to
 
 
 def draw(rng: np.random.Generator, split: Split, max_side: int = MAX_SIDE, *, easy: bool = False) -> Picture:

@@ -20,7 +20,7 @@ from .model import build
 from .sentences import TRANSCRIPT_SYSTEM
 from .tokenizer import token_ids
 from .training import Losses, Plan, finished, train
-from .world import COUNT_LIMIT, Exchange, Skill, Split, answer, draw, transcript, typed
+from .world import Exchange, Skill, Split, answer, draw, restated_sum, transcript, typed
 
 TEXT = Plan("text", steps=1200, learning_rate=2e-3, ema=0.995)
 _BATCH = 48
@@ -75,17 +75,17 @@ def _drawn(rng: random.Random) -> list[list[Example]]:
 
 
 def sums_alone(rng: random.Random, count: int) -> Batch:
-    """Replies to sums of the training split with nothing before them; only what follows "is" is to be predicted.
+    """The table of sums: replies with nothing before them, of which only what follows "is" is to be predicted.
 
     A reply restates its sum, so that the result depends on the reply alone: without a conversation around it, hundreds
-    of sums take no longer than thirty conversations, and adding in words needs hundreds of thousands of them.
+    of sums take no longer than thirty conversations, and adding in words needs hundreds of thousands of them. The whole
+    table is learnt, as at school; held out are the prompts that ask for one in ten of its sums.
     """
-    replies: list[list[int]] = []
     before = front().tokenizer.encode("assistant\n")
-    while len(replies) < count:
-        words = draw("sums", rng, "train").reply
-        if words != COUNT_LIMIT:
-            replies.append([token_ids().im_start, *before, *front().tokenizer.encode(words), token_ids().im_end])
+    replies = [
+        [token_ids().im_start, *before, *front().tokenizer.encode(restated_sum(rng)), token_ids().im_end]
+        for _ in range(count)
+    ]
     (equals,) = front().tokenizer.encode(" is")
     tokens = torch.zeros(count, max(map(len, replies)) - 1, dtype=torch.long)
     labels = torch.full_like(tokens, IGNORED)

@@ -18,16 +18,17 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTh
 
 from ..runtime.messages import SYSTEM_PROMPT, Audio, Message
 from ..runtime.prompt import media_parts
-from .chat import Batch, Example, collate, hidden_states
+from .chat import Batch, Example, collate, hidden_states, put
 from .hear import TOKEN_SAMPLES, unknown_id, word_ids
 from .read import HELPFUL, message, reply_losses, sums_alone, text_model, typed_conversation, written
 from .sentences import TRANSCRIPT_SYSTEM, plain
 from .tokenizer import token_ids
-from .training import Losses, Plan, train
+from .training import Losses, Plan, quicken, train
 from .world import Exchange, Skill, answer, draw
 
-REASON = Plan("reason", steps=3500, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
+REASON = Plan("reason", steps=2200, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
 _HEARD, _TYPED, _SUMS = 32, 10, 256
+_LATER_SUMS = 64
 _WEIGHTS = {"heard": 1.0, "typed": 0.3, "sums": 0.5}
 _POOL_BATCHES = 4  # drawn together and sorted by length, so that little of a batch is padding
 
@@ -46,6 +47,7 @@ def reason_stage() -> Qwen2_5OmniThinkerTextModel:
     """Train the Thinker's text model; stage ``text`` comes first."""
     model = text_model("text")
     model.embed_tokens.weight.requires_grad_(False)
+    quicken(model.layers)
     train(REASON, model, ReasonLoss(model))
     return model
 
@@ -67,21 +69,34 @@ class ReasonLoss:
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of each kind."""
-        pool, place = divmod(step, _POOL_BATCHES)
-        if self._pool[0] != pool:
-            self._pool = pool, _drawn(random.Random(f"heard {pool}"))
-        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
-        heard = self._pool[1][order[place]]
+        heard = self._heard(step)
         words = random.Random(int(rng.integers(1 << 62)))
         typed = [typed_conversation(words, "train", _LONG_PROMPTS) for _ in range(_TYPED)]
-        batch = collate([it.example for it in heard])
         losses = {
-            "heard": self._losses(batch, _put(self._model.embed_tokens.weight, batch, heard, rng)),
+            "heard": self._losses_heard(heard, rng),
             "typed": self._losses(collate(typed)),
             "sums": self._losses(sums_alone(words, _SUMS)),
         }
         total = sum((_WEIGHTS[kind] * parts["loss"] for kind, parts in losses.items()), torch.zeros(()))
         return {"loss": total, **{kind: parts["exact"] for kind, parts in losses.items()}}
+
+    def later(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """What a later stage goes on with, lest it be forgotten: prompts as heard, and the table of sums."""
+        heard = self._losses_heard(self._heard(REASON.steps + step), rng)
+        sums = self._losses(sums_alone(random.Random(int(rng.integers(1 << 62))), _LATER_SUMS))
+        return {"loss": heard["loss"] + sums["loss"], "exact": heard["exact"]}
+
+    def _heard(self, step: int) -> list[Heard]:
+        """The conversations of one step, of a pool drawn for several."""
+        pool, place = divmod(step, _POOL_BATCHES)
+        if self._pool[0] != pool:
+            self._pool = pool, _drawn(random.Random(f"heard {pool}"))
+        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
+        return self._pool[1][order[place]]
+
+    def _losses_heard(self, heard: list[Heard], rng: np.random.Generator) -> dict[str, Tensor]:
+        batch = collate([it.example for it in heard])
+        return self._losses(batch, _as_heard_rows(self._model.embed_tokens.weight, batch, heard, rng))
 
     def _losses(self, batch: Batch, embeddings: Tensor | None = None) -> dict[str, Tensor]:
         if embeddings is None:
@@ -136,13 +151,11 @@ def _drawn(rng: random.Random) -> list[list[Heard]]:
     return [conversations[start : start + _HEARD] for start in range(0, len(conversations), _HEARD)]
 
 
-def _put(table: Tensor, batch: Batch, heard: list[Heard], rng: np.random.Generator) -> Tensor:
+def _as_heard_rows(table: Tensor, batch: Batch, heard: list[Heard], rng: np.random.Generator) -> Tensor:
     """``(B, S, D)``: the rows of the batch's tokens, and in place of its sounds those of their paths, with noise."""
     assert all(len(media_parts(it.example.messages)) == len(it.paths) for it in heard)
-    rows = torch.cat([torch.full_like(place.columns, place.row) for place in batch.places])
-    columns = torch.cat([place.columns for place in batch.places])
     path = torch.tensor([token for place in batch.places for token in heard[place.row].paths[place.part]])
     said = table[path]
     noise = torch.from_numpy(rng.normal(size=said.shape).astype(np.float32))
     noisy = said + noise * said.norm(dim=-1, keepdim=True) * (_NOISE / said.shape[-1] ** 0.5)
-    return table[batch.tokens].index_put((rows, columns), noisy)
+    return put(table[batch.tokens], batch.places, [noisy])

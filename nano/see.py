@@ -33,7 +33,10 @@ from .tokenizer import tokenizer
 from .training import Losses, Plan, finished, train
 from .world import COLOURS, DIRECTIONS, SHAPES
 
-SEE = Plan("see", steps=4000, learning_rate=1e-3, warmup_steps=50, ema=0.998)
+FIRST = Plan("see-first", steps=4000, learning_rate=1e-3, warmup_steps=50, ema=0.998)
+SECOND = Plan("see", steps=900, learning_rate=6e-4, warmup_steps=30, ema=0.995, seed=11)
+"""In the second part everything is drawn as it will be asked about; clips are as large as the processor makes them."""
+_SECOND_BATCH = 36, 4
 _EASY_UNTIL, _EASY_FROM = 0.65, 0.25
 """Shares of the steps: all drawings are easy before the second, none after the first. With full rotation, size and
 texture from the start, shapes stayed at chance for the six hundred steps that were tried."""
@@ -64,8 +67,9 @@ def see_stage() -> Qwen2_5OmniVisionEncoder:
     with torch.no_grad():
         visual.merger.mlp[-1].weight.mul_(_FIRST_LENGTH)
     loss = SeeLoss(visual, finished("text")["embed_tokens.weight"])
-    train(SEE, visual, loss)
-    rng = np.random.default_rng(SEE.seed + 1)
+    train(FIRST, visual, loss.first)
+    train(SECOND, visual, loss.second)
+    rng = np.random.default_rng(1)
     for kind, draw, count in (("pictures", picture, 400), ("clips", clip, 60)):
         right = np.concatenate([loss.right([draw(rng, "heldout") for _ in range(10)]) for _ in range(count // 10)])
         logging.getLogger(__name__).info("%.1f %% of %d held-out %s", 100 * right.mean(), count, kind)
@@ -78,9 +82,10 @@ def weights() -> dict[str, Tensor]:
     return {name: value / _LENGTH if name.startswith("merger.mlp.2.") else value for name, value in state.items()}
 
 
-def picture(rng: np.random.Generator, split: Split = "train", *, easy: bool = False) -> Shown:
+def picture(
+    rng: np.random.Generator, split: Split = "train", *, easy: bool = False, max_side: int = pictures.MAX_SIDE
+) -> Shown:
     """Draw a picture."""
-    max_side = _EASY_SIDE if easy else _SMALL_SIDE if split == "train" else pictures.MAX_SIDE
     drawn = pictures.draw(rng, split, max_side, easy=easy)
     return Shown(Image(drawn.pixels), drawn.colour, drawn.shape)
 
@@ -206,13 +211,25 @@ class SeeLoss:
             _apart(table[_word_ids(words)]) for words in (COLOURS, SHAPES, DIRECTIONS)
         )
 
-    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
+    def first(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of fresh drawings: easy and small ones at first."""
-        done = step / SEE.steps
+        done = step / FIRST.steps
         small, hard = done < _SMALL_STEPS, (done - _EASY_FROM) / (_EASY_UNTIL - _EASY_FROM)
         stills, moments = _SMALL_BATCH if small else _BATCH
-        shown = [picture(rng, easy=rng.random() >= hard) for _ in range(stills)]
+        easy = [rng.random() >= hard for _ in range(stills)]
+        shown = [picture(rng, easy=it, max_side=_EASY_SIDE if it else _SMALL_SIDE) for it in easy]
         shown += [moment(rng, small=small, easy=rng.random() >= hard) for _ in range(moments)]
+        return self._losses(shown, stills)
+
+    def second(self, _: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch of drawings as they will be asked about."""
+        stills, moments = _SECOND_BATCH
+        shown = [picture(rng, max_side=pictures.MAX_SIDE) for _ in range(stills)]
+        shown += [moment(rng, small=False, easy=False) for _ in range(moments)]
+        return self._losses(shown, stills)
+
+    def _losses(self, shown: Sequence[Shown], stills: int) -> Losses:
+        """Of the first `stills` colour and shape, of the others the direction."""
         pooled, _, _ = self._pooled(shown)
         still, moving = pooled[:stills], pooled[stills:]  # what moves is too small for its shape to be asked for
         colour = F.cross_entropy(still @ self._colours.T, _indices([it.colour for it in shown[:stills]], COLOURS))

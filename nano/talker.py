@@ -45,7 +45,7 @@ from .model import CODEC_BOS, CODEC_EOS, CODEC_PAD, build
 from .read import text_model
 from .recordings import Recordings
 from .tokenizer import token_ids, tokenizer
-from .training import Losses, Plan, finished, train
+from .training import Losses, Plan, finished, quicken, train
 from .understand import Mind
 
 TALKER = Plan("talker", steps=4500, learning_rate=2e-3, ema=0.995, seed=6)
@@ -73,6 +73,7 @@ _TYPED = 0.3
 def talker_stage() -> Talker:
     """Train the Talker on typed conversations, with the Thinker at two ages: what those share will last."""
     talker = fresh_talker()
+    quicken(talker.model.layers)
     train(TALKER, talker, TalkerLoss(TALKER, talker, [text_model("text"), text_model("reason")]))
     return talker
 
@@ -81,6 +82,7 @@ def talker_final_stage() -> Talker:
     """Go on with the Thinker as it ended, on prompts that are spoken as well as typed."""
     talker = fresh_talker()
     talker.load_state_dict(finished(TALKER.name))
+    quicken(talker.model.layers)
     train(TALKER_FINAL, talker, HeardTalkerLoss(TALKER_FINAL, talker, Mind(trained=True), Recordings.load("train")))
     return talker
 

@@ -23,8 +23,8 @@ from .world import examples
 
 ROWS_LIMIT = 1024  # tokens, special tokens and the unnamed ids after them
 CHUNK_LENGTH_S = 30  # published: 300; the reference pads every clip to this length
-MIN_PIXELS = 56 * 56
-MAX_PIXELS = 112 * 112  # published: 12.8 million; Nano's pictures are plain shapes
+MIN_PIXELS = 168 * 168  # a small picture is enlarged: a shape two patches wide is not told from another
+MAX_PIXELS = 224 * 224  # published: 12.8 million; Nano's pictures are plain shapes
 
 # Qwen2's pre-tokenizer: contractions, words with one leading mark, single digits, punctuation runs, white space.
 _SPLIT = (

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,16 @@ def train(
         module.load_state_dict(average)
     module.eval()
     _save(state_file, module, None, None, step, seconds + time.monotonic() - started)
+
+
+def quicken(layers: Iterable[nn.Module]) -> None:
+    """Compile each layer, for batches of any size: a step takes little more than half its time on a CPU.
+
+    Without a C++ compiler, which `torch.compile` calls, nothing changes.
+    """
+    if torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++")):
+        for layer in layers:
+            layer.compile(dynamic=True)
 
 
 def finished(name: str, folder: Path = STATES) -> dict[str, Tensor]:

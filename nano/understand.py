@@ -2,7 +2,7 @@
 
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
-says of a word stays near that word.
+says of a word stays near that word, and the Thinker goes on with what it was learning in stage ``reason``.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from ..runtime.messages import SYSTEM_PROMPT, Audio, Message, Part, Text
 from ..runtime.prompt import media_parts
 from . import hear, see
 from .augment import disturb
-from .chat import Batch, Example, collate, hidden_states
+from .chat import Batch, Example, collate, hidden_states, put
 from .model import build
 from .read import message, reply_losses, text_model, typed_conversation, written
+from .reason import ReasonLoss
 from .recordings import Recording, Recordings
 from .sentences import TRANSCRIPT_SYSTEM
-from .training import Losses, Plan, finished, train
+from .training import Losses, Plan, finished, quicken, train
 from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
 
-UNDERSTAND = Plan("understand", steps=2000, learning_rate=5e-4, warmup_steps=50, ema=0.997)
-_SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 4, 2
+UNDERSTAND = Plan("understand", steps=1500, learning_rate=7e-4, warmup_steps=50, ema=0.997)
+_SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 8, 2
 """Conversations of each kind in a batch. Clips are many times longer than the rest: they are a batch of their own."""
 _BATCH_SHARES = (0.9, 0.1)
 _TRANSCRIBED = 0.25
 _TOWER_WEIGHT = 0.2
+_REASON_WEIGHT = 0.4
 _SPOKEN_EARLIER = 0.3
 
 
@@ -59,6 +61,7 @@ class Mind(nn.Module):
 def understand_stage() -> nn.Module:
     """Train all of the Thinker together; stages ``reason``, ``hear`` and ``see`` come first."""
     mind = Mind()
+    quicken(mind.language_model.layers)
     train(UNDERSTAND, mind, UnderstandLoss(mind, Recordings.load("train")))
     return mind
 
@@ -68,16 +71,18 @@ class UnderstandLoss:
 
     def __init__(self, mind: Mind, recordings: Recordings) -> None:
         self._mind, self._conversations = mind, Conversations(recordings)
+        self._reason = ReasonLoss(mind.language_model)
 
-    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
+    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of mixed conversations; the generator alone decides which."""
         short, long = (self._losses(drawn, rng) for drawn in self._conversations.batch(rng))
         reply = _BATCH_SHARES[0] * short["loss"] + _BATCH_SHARES[1] * long["loss"]
-        tower = short["tower"]
+        tower, reason = short["tower"], self._reason.later(step, rng)
         return {
-            "loss": reply + _TOWER_WEIGHT * tower,
+            "loss": reply + _TOWER_WEIGHT * tower + _REASON_WEIGHT * reason["loss"],
             "exact": short["exact"],
             "moving": long["exact"],
+            "reason": reason["exact"],
             "reply": reply.detach(),
             "tower": tower.detach(),
         }
@@ -100,15 +105,14 @@ class UnderstandLoss:
         tower = torch.zeros(())
         if sounds:
             recorded = [media[place.row][place.part] for place in sounds]
-            mel, frames = hear.features([part.samples for part in recorded if isinstance(part, Audio)], rng)
+            mel, frames = hear.features(
+                [part.samples for part in recorded if isinstance(part, Audio)], rng, masked=True
+            )
             heard, tokens = hear.encode(mind.ear.tower, mel, frames)
             parts += [heard[row, : len(place.columns)] for row, place in enumerate(sounds)]
             said = [prompt for conversation in drawn for prompt in conversation.said]
             tower = hear.ctc(mind.ear.scores(heard), tokens, said)
-        places = shown + sounds
-        rows = torch.cat([torch.full_like(place.columns, place.row) for place in places])
-        columns = torch.cat([place.columns for place in places])
-        return table.index_put((rows, columns), torch.cat(parts).to(table.dtype)), tower
+        return put(table, shown + sounds, parts), tower
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ __all__ = [
     "examples",
     "in_words",
     "parse",
+    "restated_sum",
     "transcript",
     "typed",
     "vocabulary",
@@ -130,6 +131,15 @@ def typed(exchange: Exchange, rng: random.Random) -> str:
     if rng.random() < 0.4:
         text = text.rstrip(".?")
     return text
+
+
+def restated_sum(rng: random.Random) -> str:
+    """Draw a sum Nano can count to, restated with its result: of all there are, since a table has no unseen part."""
+    while True:
+        operator: Operator = rng.choice(("plus", "minus"))
+        first, second = _draw_operand(rng), _draw_operand(rng)
+        if _result(first, operator, second) in range(100):
+            return _sum_reply(first, operator, second)
 
 
 def parse(sentence: str) -> Exchange | None:

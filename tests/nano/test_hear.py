@@ -56,7 +56,7 @@ def test_heard_drops_repeats_and_blanks() -> None:
 def test_a_longer_throat_moves_a_tone_down_and_leaves_time_alone() -> None:
     seconds = np.arange(16000) / 16000
     high, low = (np.sin(2 * np.pi * hz * seconds).astype(np.float32) for hz in (2240.0, 2000.0))
-    moved = hear._throats()[-1] @ log_mel(high, front().audio)
+    moved = hear._throats(0.12)[-1] @ log_mel(high, front().audio)
     wanted = log_mel(low, front().audio)
     assert moved.shape == wanted.shape
     assert abs(int(moved[:, 50].argmax()) - int(wanted[:, 50].argmax())) <= 1

@@ -117,9 +117,9 @@ def test_the_settings_are_read_by_export_and_by_the_reference(directory: Path, p
         images=[np.zeros((448, 448, 3), np.uint8)],
         return_tensors="np",
     )
-    assert batch["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert batch["image_grid_thw"].tolist() == [[1, 16, 16]]
     ids = batch["input_ids"][0].tolist()
-    assert (ids.count(token_ids().audio), ids.count(token_ids().image)) == (50, 16)
+    assert (ids.count(token_ids().audio), ids.count(token_ids().image)) == (50, 64)
 
 
 def test_the_checkpoint_has_this_tokenizer() -> None:
