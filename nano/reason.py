@@ -28,7 +28,6 @@ from .world import Exchange, Skill, answer, draw
 
 REASON = Plan("reason", steps=2200, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
 _HEARD, _TYPED, _SUMS = 32, 10, 256
-_LATER_SUMS = 64
 _WEIGHTS = {"heard": 1.0, "typed": 0.3, "sums": 0.5}
 _POOL_BATCHES = 4  # drawn together and sorted by length, so that little of a batch is padding
 
@@ -69,34 +68,21 @@ class ReasonLoss:
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of each kind."""
-        heard = self._heard(step)
+        pool, place = divmod(step, _POOL_BATCHES)
+        if self._pool[0] != pool:
+            self._pool = pool, _drawn(random.Random(f"heard {pool}"))
+        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
+        heard = self._pool[1][order[place]]
         words = random.Random(int(rng.integers(1 << 62)))
         typed = [typed_conversation(words, "train", _LONG_PROMPTS) for _ in range(_TYPED)]
+        batch = collate([it.example for it in heard])
         losses = {
-            "heard": self._losses_heard(heard, rng),
+            "heard": self._losses(batch, _as_heard_rows(self._model.embed_tokens.weight, batch, heard, rng)),
             "typed": self._losses(collate(typed)),
             "sums": self._losses(sums_alone(words, _SUMS)),
         }
         total = sum((_WEIGHTS[kind] * parts["loss"] for kind, parts in losses.items()), torch.zeros(()))
         return {"loss": total, **{kind: parts["exact"] for kind, parts in losses.items()}}
-
-    def later(self, step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """What a later stage goes on with, lest it be forgotten: prompts as heard, and the table of sums."""
-        heard = self._losses_heard(self._heard(REASON.steps + step), rng)
-        sums = self._losses(sums_alone(random.Random(int(rng.integers(1 << 62))), _LATER_SUMS))
-        return {"loss": heard["loss"] + sums["loss"], "exact": heard["exact"]}
-
-    def _heard(self, step: int) -> list[Heard]:
-        """The conversations of one step, of a pool drawn for several."""
-        pool, place = divmod(step, _POOL_BATCHES)
-        if self._pool[0] != pool:
-            self._pool = pool, _drawn(random.Random(f"heard {pool}"))
-        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
-        return self._pool[1][order[place]]
-
-    def _losses_heard(self, heard: list[Heard], rng: np.random.Generator) -> dict[str, Tensor]:
-        batch = collate([it.example for it in heard])
-        return self._losses(batch, _as_heard_rows(self._model.embed_tokens.weight, batch, heard, rng))
 
     def _losses(self, batch: Batch, embeddings: Tensor | None = None) -> dict[str, Tensor]:
         if embeddings is None:

@@ -2,7 +2,7 @@
 
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
-says of a word stays near that word, and the Thinker goes on with what it was learning in stage ``reason``.
+says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from . import hear, see
 from .augment import disturb
 from .chat import Batch, Example, collate, hidden_states, put
 from .model import build
-from .read import message, reply_losses, text_model, typed_conversation, written
-from .reason import ReasonLoss
+from .read import message, reply_losses, sums_alone, text_model, typed_conversation, written
 from .recordings import Recording, Recordings
 from .sentences import TRANSCRIPT_SYSTEM
 from .training import Losses, Plan, finished, quicken, train
 from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
 
-UNDERSTAND = Plan("understand", steps=1500, learning_rate=7e-4, warmup_steps=50, ema=0.997)
-_SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 8, 2
-"""Conversations of each kind in a batch. Clips are many times longer than the rest: they are a batch of their own."""
-_BATCH_SHARES = (0.9, 0.1)
+UNDERSTAND = Plan("understand", steps=900, learning_rate=6e-4, warmup_steps=50, ema=0.997)
+_SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 6, 1
+"""Conversations of each kind in a step."""
+_BATCH_SHARES = (0.45, 0.45, 0.1)
+"""Of the loss, for the shorter half of them, the longer half, and the clips, which are many times longer."""
 _TRANSCRIBED = 0.25
 _TOWER_WEIGHT = 0.2
-_REASON_WEIGHT = 0.4
+_SUMS, _SUMS_WEIGHT = 64, 0.2
 _SPOKEN_EARLIER = 0.3
 
 
@@ -56,6 +56,11 @@ class Mind(nn.Module):
         self.ear.load_state_dict(finished("hear"))
         self.visual.load_state_dict(see.weights())
         _match_loudness(self.ear, self.language_model.embed_tokens.weight)
+        # It names colours and shapes already; that they are read is for the Thinker to learn.
+        self.visual.requires_grad_(False)
+        # The last matrix became so small that AdamW's steps, which are of one size, would ruin it within a minute.
+        self.ear.tower.proj.requires_grad_(False)
+        self.ear.scale.requires_grad_(False)
 
 
 def understand_stage() -> nn.Module:
@@ -71,18 +76,21 @@ class UnderstandLoss:
 
     def __init__(self, mind: Mind, recordings: Recordings) -> None:
         self._mind, self._conversations = mind, Conversations(recordings)
-        self._reason = ReasonLoss(mind.language_model)
 
-    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
+    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of mixed conversations; the generator alone decides which."""
-        short, long = (self._losses(drawn, rng) for drawn in self._conversations.batch(rng))
-        reply = _BATCH_SHARES[0] * short["loss"] + _BATCH_SHARES[1] * long["loss"]
-        tower, reason = short["tower"], self._reason.later(step, rng)
+        batches = [self._losses(drawn, rng) for drawn in self._conversations.batches(rng)]
+        shares = list(zip(_BATCH_SHARES, batches, strict=True))
+        reply, tower = (
+            sum((share * batch[key] for share, batch in shares), torch.zeros(())) for key in ("loss", "tower")
+        )
+        sums = self._sums(rng)
+        short, long, moving = batches
         return {
-            "loss": reply + _TOWER_WEIGHT * tower + _REASON_WEIGHT * reason["loss"],
-            "exact": short["exact"],
-            "moving": long["exact"],
-            "reason": reason["exact"],
+            "loss": reply + _TOWER_WEIGHT * tower + _SUMS_WEIGHT * sums["loss"],
+            "exact": (short["exact"] + long["exact"]) / 2,
+            "moving": moving["exact"],
+            "sums": sums["exact"],
             "reply": reply.detach(),
             "tower": tower.detach(),
         }
@@ -93,6 +101,13 @@ class UnderstandLoss:
             embeddings, tower = self._embed(batch, drawn, rng)
             hidden = hidden_states(self._mind.language_model, embeddings, batch.positions)
         return {**reply_losses(hidden, self._mind.language_model.embed_tokens.weight, batch), "tower": tower}
+
+    def _sums(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        model = self._mind.language_model
+        batch = sums_alone(random.Random(int(rng.integers(1 << 62))), _SUMS)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = hidden_states(model, model.embed_tokens(batch.tokens), batch.positions)
+        return reply_losses(hidden, model.embed_tokens.weight, batch)
 
     def _embed(self, batch: Batch, drawn: Sequence[Conversation], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """``(B, S, D)`` with the towers' embeddings in their places, and the tower's own loss."""
@@ -132,13 +147,15 @@ class Conversations:
         for index, entry in enumerate(recordings.entries):
             self._by_skill[entry.skill].append(index)
 
-    def batch(self, rng: np.random.Generator) -> tuple[list[Conversation], list[Conversation]]:
-        """One batch, always of the same mixture: all but the clips, and the clips."""
+    def batches(self, rng: np.random.Generator) -> list[list[Conversation]]:
+        """One step's, always of the same mixture: the shorter half, the longer half, and the clips."""
         plain = random.Random(int(rng.integers(1 << 62)))
         short = [self._spoken(plain, rng) for _ in range(_SPOKEN)]
         short += [self._pictured(plain, rng) for _ in range(_PICTURES)]
         short += [Conversation(typed_conversation(plain, "train"), []) for _ in range(_TYPED)]
-        return short, [self._filmed(plain, rng) for _ in range(_CLIPS)]
+        short.sort(key=_length)
+        half = len(short) // 2
+        return [short[:half], short[half:], [self._filmed(plain, rng) for _ in range(_CLIPS)]]
 
     def _spoken(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
         """One to three turns, the last spoken, earlier ones spoken or typed; or a transcript of one."""
@@ -196,6 +213,13 @@ class Conversations:
 
     def _sound(self, recording: Recording, rng: np.random.Generator) -> Audio:
         return Audio(disturb(recording.samples, rng, rng.random()))
+
+
+def _length(conversation: Conversation) -> int:
+    """About how many tokens a conversation takes: it is only sorted by this."""
+    parts = [part for turn in conversation.example.messages for part in turn.content]
+    sounds = sum(len(part.samples) // hear.TOKEN_SAMPLES for part in parts if isinstance(part, Audio))
+    return sounds + sum(len(part.text) // 4 if isinstance(part, Text) else 40 for part in parts)
 
 
 def _exchange(recording: Recording) -> Exchange:
