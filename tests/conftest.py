@@ -1,4 +1,4 @@
-"""Fixtures shared by every test: the two tiny checkpoints, the reference model and its processor for each.
+"""Fixtures shared by every test: the two tiny checkpoints and nano's, the reference model and its processor for each.
 
 Everything is built once a session, on one thread and from fixed seeds, so that a failure repeats.
 """
@@ -17,6 +17,7 @@ import torch
 import transformers
 from checkpoints import SMALL_3B, SMALL_7B, write_checkpoint
 from hypothesis import settings
+from nearfield.nano.training import CHECKPOINT
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
 
 settings.register_profile("nearfield", derandomize=True, deadline=None, max_examples=25)
@@ -41,6 +42,12 @@ def checkpoint_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoint_nano() -> Path:
+    """Directory of nano's checkpoint: small, and trained."""
+    return CHECKPOINT
+
+
+@pytest.fixture(scope="session")
 def reference_3b(checkpoint_3b: Path) -> Qwen2_5OmniForConditionalGeneration:
     """The reference model of ``checkpoint_3b``: evaluation mode, float32."""
     return reference.load_model(checkpoint_3b)
@@ -53,6 +60,12 @@ def reference_7b(checkpoint_7b: Path) -> Qwen2_5OmniForConditionalGeneration:
 
 
 @pytest.fixture(scope="session")
+def reference_nano(checkpoint_nano: Path) -> Qwen2_5OmniForConditionalGeneration:
+    """The reference model of ``checkpoint_nano``: evaluation mode, float32."""
+    return reference.load_model(checkpoint_nano)
+
+
+@pytest.fixture(scope="session")
 def processor_3b(checkpoint_3b: Path) -> Qwen2_5OmniProcessor:
     """The reference processor of ``checkpoint_3b``."""
     return reference.load_processor(checkpoint_3b)
@@ -62,3 +75,9 @@ def processor_3b(checkpoint_3b: Path) -> Qwen2_5OmniProcessor:
 def processor_7b(checkpoint_7b: Path) -> Qwen2_5OmniProcessor:
     """The reference processor of ``checkpoint_7b``."""
     return reference.load_processor(checkpoint_7b)
+
+
+@pytest.fixture(scope="session")
+def processor_nano(checkpoint_nano: Path) -> Qwen2_5OmniProcessor:
+    """The reference processor of ``checkpoint_nano``."""
+    return reference.load_processor(checkpoint_nano)

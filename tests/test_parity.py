@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from nearfield.apps.cli.common import DEMO_QUESTIONS
 from nearfield.export.export import ExportOptions, export_bundle
+from nearfield.runtime.audio import read_audio
 from nearfield.runtime.bundle import LoadedVoice
 from nearfield.runtime.events import AudioChunk, TextDelta, TurnEnd
 from nearfield.runtime.manifest import Dialect
-from nearfield.runtime.messages import Audio, Image, Message, Text, Video
+from nearfield.runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Text, Video
 from nearfield.runtime.omni import Omni
 from nearfield.runtime.sampling import GREEDY, TALKER_DEFAULT
 from nearfield.runtime.token2wav import Token2Wav
@@ -41,6 +43,13 @@ CONVERSATIONS: dict[str, list[Message]] = {
     "text": [Message("user", [TEXT])],
     "audio": [Message("user", [SOUND])],
     "image": [Message("user", [PICTURE, TEXT])],
+    # What nano was trained for: its replies are sentences, and its speech ends by itself.
+    "spoken": [
+        Message("system", [Text(SYSTEM_PROMPT)]),
+        Message("user", [Audio(read_audio(DEMO_QUESTIONS[0].recording))]),
+        Message("assistant", [Text("Seven plus four is eleven.")]),
+        Message("user", [Audio(read_audio(DEMO_QUESTIONS[1].recording))]),
+    ],
     # Of equal size, so that one could take the place of the other.
     "two-pictures-and-two-clips": [
         Message("user", [PICTURE, SHORT_SOUND, OTHER_PICTURE, OTHER_SHORT_SOUND, TEXT]),
@@ -101,7 +110,7 @@ def open_case(request: pytest.FixtureRequest, directory: Path, size: str, dialec
     )
 
 
-@pytest.fixture(scope="module", params=["3b", "7b"])
+@pytest.fixture(scope="module", params=["3b", "7b", "nano"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return open_case(request, tmp_path_factory.mktemp(request.param), request.param, "ort")
 

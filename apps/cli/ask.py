@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...errors import ContextLimitError
-from .common import IMAGE_PIXELS, check_outputs
+from .common import BUNDLE_HELP, IMAGE_PIXELS, bundle_path, check_outputs
 
 NAME = "ask"
 SUMMARY = "ask a bundle something; it answers in text and speech"
@@ -16,6 +16,7 @@ Ask a bundle a question: text, a sound file, an image, or several of these. The 
 it is written, its speech into a WAV file."""
 EXAMPLES = """\
 examples:
+  nearfield ask nano --text "What is 34 + 27?"
   nearfield ask omni-3b --audio question.wav --out reply.wav
   nearfield ask omni-3b --text "Tell me a story." --voice Ethan --seed 7
   nearfield ask omni-3b --image photo.jpg --text "What is this?" --no-speech"""
@@ -29,7 +30,7 @@ DEVICES = ("cpu", "cuda", "tensorrt-rtx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory of the bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_path, help=BUNDLE_HELP)
     question = parser.add_argument_group("the question (at least one)")
     question.add_argument("--text", metavar="TEXT", help="in words")
     question.add_argument("--audio", metavar="FILE", type=Path, help="a sound file: WAV, FLAC, OGG, MP3")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEMO_DATA = Path(__file__).with_name("demo_data")
 DEMO_BUNDLE = DEMO_DATA / "bundle"
+BUNDLE_HELP = "directory of the bundle, or nano: the tiny model that ships with Nearfield"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ DEMO_QUESTIONS = (
 
 IMAGE_PIXELS = 1280 * 28 * 28
 """Images are scaled down to this many pixels unless told otherwise: 1280 positions. A photograph would take 16 000."""
+
+
+def bundle_path(name: str) -> Path:
+    """The directory of the bundle a user names; ``nano`` is the one in the package, and ``./nano`` a directory."""
+    return DEMO_BUNDLE if name == "nano" else Path(name)
 
 
 class Command(Protocol):

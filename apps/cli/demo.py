@@ -19,8 +19,8 @@ SUMMARY = "a spoken conversation with Nano, the tiny model that ships with Nearf
 DESCRIPTION = """\
 Ask Nano, the tiny model that ships with Nearfield, three recorded questions; the second is about its first reply, the
 third about a picture. Its replies are printed as they come, written as WAV files, and played where there is a speaker.
-Nano is built like Qwen2.5-Omni but hundreds of times smaller. The weights that ship today are random, so its replies
-are noise: they show that hearing, seeing, thinking and speaking run here, and nothing more."""
+Nano is built like Qwen2.5-Omni but hundreds of times smaller, and knows a small world only: sums, digits, small talk,
+transcripts, simple pictures and clips. Ask it more with `nearfield ask nano`."""
 EXAMPLES = """\
 examples:
   nearfield demo
@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
     print("Three recorded questions to Nano, the tiny model that ships with Nearfield.")
     print("It hears the recordings; their words are printed only for you to read.")
-    print("Its weights are random for now: the replies are noise, the chain is real.")
     omni = Omni.load(DEMO_BUNDLE, device=args.device)
     player = _Player(on=not args.no_play)
     messages = [Message("system", [Text(SYSTEM_PROMPT)])]

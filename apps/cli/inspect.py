@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import heard_seconds, size, table
+from .common import BUNDLE_HELP, bundle_path, heard_seconds, size, table
 
 if TYPE_CHECKING:
     from ...runtime.manifest import Component, KVCache, Manifest
@@ -28,7 +27,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory of the bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_path, help=BUNDLE_HELP)
     parser.add_argument("--check", action="store_true", help="also compare the hash of every file")
 
 

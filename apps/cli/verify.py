@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .common import needs_extra
+from .common import BUNDLE_HELP, bundle_path, needs_extra
 
 if TYPE_CHECKING:
     from ...export.verify import Row
@@ -32,7 +32,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory of the bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_path, help=BUNDLE_HELP)
     parser.add_argument(
         "--against", metavar="CHECKPOINT", type=Path, required=True, help="directory of the checkpoint it came from"
     )

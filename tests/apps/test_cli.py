@@ -268,3 +268,9 @@ def test_sizes_and_tables_read_well() -> None:
         "3.00 GB",
     ]
     assert common.table([("a", "1"), ("bcd", "20")], right=frozenset({1})) == "a     1\nbcd  20"
+
+
+def test_nano_names_the_bundle_in_the_package_and_everything_else_a_directory() -> None:
+    assert common.bundle_path("nano") == common.DEMO_BUNDLE
+    assert common.bundle_path("./nano") == Path("nano")
+    assert common.bundle_path("omni-3b") == Path("omni-3b")
