@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,9 +95,14 @@ class Batch:
     """(B, S) int64: the token to be predicted *at* a place, `IGNORED` where none is."""
     places: list[Place]
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``."""
+        places = [replace(place, columns=place.columns.to(device)) for place in self.places]
+        return Batch(self.tokens.to(device), self.positions.to(device), self.labels.to(device), places)
+
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Lay out a batch. The reply's tokens and the end of turn behind it are what is to be predicted."""
+    """Lay out a batch, on the CPU. The reply's tokens and the end of turn behind it are what is to be predicted."""
     settings = front()
     rows: list[tuple[Prompt, list[int]]] = [
         (settings.prompt(example.messages), [*settings.tokenizer.encode(example.reply), token_ids().im_end])

@@ -124,11 +124,10 @@ def log_mel(samples: Tensor) -> Tensor:
     """Log-mels ``(B, N / 240, 80)`` of sound ``(B, N)`` at 24 kHz, natural logarithm; differentiable."""
     margin = (_N_FFT - HOP_SAMPLES) // 2  # frames are centred on their 240 samples
     padded = torch.nn.functional.pad(samples[:, None], (margin, margin), mode="reflect")[:, 0]
-    spectrum = torch.stft(
-        padded, _N_FFT, HOP_SAMPLES, window=torch.hann_window(_N_FFT), center=False, return_complex=True
-    )  # (B, 513, F)
+    window = torch.hann_window(_N_FFT, device=samples.device)
+    spectrum = torch.stft(padded, _N_FFT, HOP_SAMPLES, window=window, center=False, return_complex=True)  # (B, 513, F)
     power = spectrum.real.square() + spectrum.imag.square()
-    mel = (power + 1e-9).sqrt().transpose(1, 2) @ _FILTERS
+    mel = (power + 1e-9).sqrt().transpose(1, 2) @ _FILTERS.to(samples.device)
     return mel.clamp(min=_FLOOR).log()
 
 

@@ -16,6 +16,7 @@ only the reference says by how much.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .codec import MEL_BINS, SPEAKERS, Utterance, mel_of, speech, train_codec
 from .model import SPEAKER_WIDTH, build
 from .tokenizer import token_ids
-from .training import STATES, Plan, train
+from .training import STATES, Plan, device, precision, train
 
 PLAN = Plan("dit", steps=1500, learning_rate=1.5e-3, betas=(0.9, 0.98), ema=0.999, seed=4)
 
@@ -51,8 +52,12 @@ def dit_stage(plan: Plan = PLAN) -> nn.Module:
     write_voices(utterances, mels, STATES / "spk_dict.pt")
     dit: nn.Module = build(plan.seed).token2wav.code2wav_dit_model
     prepare(dit, torch.from_numpy(np.concatenate(mels).mean(0)))
-    vectors = speaker_vectors()
+    dit.to(device())
+    vectors = speaker_vectors().to(device())
     lengths = np.array([len(mel) for mel in mels])
+
+    def placed(drawn: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(drawn).to(device())
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
         frames = int(rng.choice(_LENGTHS_FRAMES)) - 2 * int(rng.integers(0, 12))
@@ -61,16 +66,16 @@ def dit_stage(plan: Plan = PLAN) -> nn.Module:
             for index in rng.choice(np.flatnonzero(lengths >= frames), BATCH_FRAMES // frames)
         ]
         target, quantized, reference = (
-            torch.from_numpy(np.stack(column)) for column in zip(*(row[:3] for row in rows), strict=True)
+            placed(np.stack(column)) for column in zip(*(row[:3] for row in rows), strict=True)
         )
         vector = vectors[torch.tensor([row[3] for row in rows])]  # (B, 192)
-        vector = vector * torch.from_numpy(rng.random((len(rows), 1)) > _WITHOUT_SPEAKER_VECTOR)
-        kept = torch.from_numpy(rng.random((len(rows), 1)) > _UNCONDITIONAL)
-        noise = torch.from_numpy(rng.standard_normal(target.shape, np.float32))
-        time = torch.from_numpy(rng.random(len(rows), np.float32))
+        vector = vector * placed(rng.random((len(rows), 1)) > _WITHOUT_SPEAKER_VECTOR)
+        kept = placed(rng.random((len(rows), 1)) > _UNCONDITIONAL)
+        noise = placed(rng.standard_normal(target.shape, np.float32))
+        time = placed(rng.random(len(rows), np.float32))
         state = torch.lerp(noise, target, time[:, None, None])
         # The plain form of attention: the backward pass of the fused one takes a third longer on a CPU.
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+        with sdpa_kernel(SDPBackend.MATH), precision(dit):
             velocity = dit(
                 hidden_states=state,
                 condition_vector=reference * kept[..., None],

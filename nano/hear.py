@@ -30,7 +30,7 @@ from .model import build
 from .recordings import SAMPLE_RATE_HZ, Recording, Recordings
 from .sentences import plain
 from .tokenizer import token_ids, tokenizer
-from .training import Losses, Plan, finished, train
+from .training import Losses, Plan, device, device_of, finished, precision, train
 from .world import vocabulary
 
 BLOCK_FRAMES = 200
@@ -56,7 +56,7 @@ _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15)) 
 
 def hear_stage() -> nn.Module:
     """Train the audio tower; stage ``text`` comes first, whose embedding table is the head."""
-    ear, recordings = Ear(finished("text")["embed_tokens.weight"]), Recordings.load("train")
+    ear, recordings = Ear(finished("text")["embed_tokens.weight"]).to(device()), Recordings.load("train")
     train(FIRST, ear, FirstLoss(ear, recordings))
     train(SECOND, ear, SecondLoss(ear, recordings))
     return ear
@@ -95,12 +95,12 @@ class FirstLoss:
         strength = min(1.0, step / _DISTURBED_STEPS)
         sounds = [disturb_timed(recording.samples, rng, strength) for recording in recordings]
         mel, frames = features([sound.samples for sound in sounds], rng if step >= _DISTURBED_STEPS else None)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(self._ear):
             embeddings, tokens = encode(self._ear.tower, mel, frames)
         scores = self._ear.scores(embeddings)
         if aligned:
             targets = torch.stack([_aligned(*pair, scores.shape[1]) for pair in zip(recordings, sounds, strict=True)])
-            return {"loss": F.nll_loss(scores.transpose(1, 2), targets, ignore_index=-1)}
+            return {"loss": F.nll_loss(scores.transpose(1, 2), targets.to(scores.device), ignore_index=-1)}
         return {"loss": ctc(scores, tokens, [recording.prompt for recording in recordings])}
 
 
@@ -120,7 +120,7 @@ class SecondLoss:
         chosen = np.concatenate([rng.choice(self._timed, _SECOND_TIMED), natural])
         recordings = [self._recordings[index] for index in chosen]
         mel, frames = features([disturb(recording.samples, rng) for recording in recordings], rng, masked=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(self._ear):
             embeddings, tokens = encode(self._ear.tower, mel, frames)
         return {"loss": ctc(self._ear.scores(embeddings), tokens, [recording.prompt for recording in recordings])}
 
@@ -135,7 +135,8 @@ def ctc(scores: Tensor, tokens: Tensor, prompts: Sequence[str]) -> Tensor:
     """Connectionist temporal classification of what was said, per word."""
     targets = [torch.tensor(classes(prompt)) for prompt in prompts]
     lengths = torch.tensor([len(target) for target in targets])
-    return F.ctc_loss(scores.transpose(0, 1), torch.cat(targets), tokens, lengths, zero_infinity=True)
+    said, lengths = torch.cat(targets).to(scores.device), lengths.to(scores.device)
+    return F.ctc_loss(scores.transpose(0, 1), said, tokens, lengths, zero_infinity=True)
 
 
 def classes(prompt: str) -> list[int]:
@@ -276,10 +277,12 @@ def encode(tower: Qwen2_5OmniAudioEncoder, mel: Tensor, frames: Tensor) -> tuple
     """The tower's own forward, batched: ``mel (B, 128, F)``, zero after ``frames (B)`` → ``(B, T, D)``, ``tokens (B)``.
 
     F is a multiple of 200. Equal to the reference's forward on each clip alone, but runs on all blocks at once.
+    What is given is moved to where the tower is.
     """
+    mel, frames = mel.to(device_of(tower)), frames.to(device_of(tower))
     batch, bins, length = mel.shape
     blocks = mel.view(batch, bins, -1, BLOCK_FRAMES).transpose(1, 2).reshape(-1, bins, BLOCK_FRAMES)
-    starts = torch.arange(0, length, BLOCK_FRAMES)
+    starts = torch.arange(0, length, BLOCK_FRAMES, device=mel.device)
     block_frames = (frames[:, None] - starts).clamp(0, BLOCK_FRAMES).flatten()  # (B·blocks)
     used = block_frames.nonzero()[:, 0]
     hidden = _encode_blocks(tower, blocks[used], block_frames[used])  # (used, 50, D)
@@ -290,12 +293,12 @@ def encode(tower: Qwen2_5OmniAudioEncoder, mel: Tensor, frames: Tensor) -> tuple
 
 def _encode_blocks(tower: Qwen2_5OmniAudioEncoder, blocks: Tensor, frames: Tensor) -> Tensor:
     """``blocks (N, 128, 200)``, ``frames (N)`` → ``(N, 50, D)``."""
-    heard = torch.arange(BLOCK_FRAMES) < frames[:, None]
+    heard = torch.arange(BLOCK_FRAMES, device=frames.device) < frames[:, None]
     hidden = F.gelu(tower.conv1(blocks)) * heard[:, None]
     hidden = F.gelu(tower.conv2(hidden)).transpose(1, 2)  # (N, 100, W)
     hidden = hidden + tower.positional_embedding.positional_embedding[: hidden.shape[1]]
     positions = (frames - 1) // 2 + 1
-    mask = (torch.arange(hidden.shape[1]) < positions[:, None])[:, None, None]  # (N, 1, 1, 100)
+    mask = (torch.arange(hidden.shape[1], device=frames.device) < positions[:, None])[:, None, None]  # (N, 1, 1, 100)
     for layer in tower.layers:
         hidden = hidden + _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), mask)
         hidden = hidden + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(hidden))))

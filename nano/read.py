@@ -19,7 +19,7 @@ from .chat import IGNORED, Batch, Example, collate, front, hidden_states
 from .model import build
 from .sentences import TRANSCRIPT_SYSTEM
 from .tokenizer import token_ids
-from .training import Losses, Plan, finished, train
+from .training import Losses, Plan, device, device_of, finished, precision, train
 from .world import Exchange, Skill, Split, answer, draw, restated_sum, transcript, typed
 
 TEXT = Plan("text", steps=1200, learning_rate=2e-3, ema=0.995)
@@ -34,7 +34,7 @@ HELPFUL = "You are a helpful assistant."
 
 def text_stage() -> Qwen2_5OmniThinkerTextModel:
     """Train the Thinker on typed conversations: the words."""
-    model = text_model()
+    model = text_model().to(device())
     train(TEXT, model, TextLoss(model))
     return model
 
@@ -61,8 +61,8 @@ class TextLoss:
         if self._pool[0] != pool:
             self._pool = pool, _drawn(random.Random(pool))
         order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
-        batch = collate(self._pool[1][order[place]])
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = collate(self._pool[1][order[place]]).to(device_of(self._model))
+        with precision(self._model):
             hidden = hidden_states(self._model, self._model.embed_tokens(batch.tokens), batch.positions)
         return reply_losses(hidden, self._model.embed_tokens.weight, batch)
 
@@ -102,7 +102,7 @@ def reply_losses(hidden: Tensor, embedding: Tensor, batch: Batch) -> dict[str, T
     rows, columns = (batch.labels != IGNORED).nonzero(as_tuple=True)
     labels = batch.labels[rows, columns]
     logits = hidden[rows, columns].float() @ embedding.T  # (N, V), tied head
-    wrong = torch.zeros(len(batch.tokens)).index_add(0, rows, (logits.argmax(-1) != labels).float())
+    wrong = logits.new_zeros(len(batch.tokens)).index_add(0, rows, (logits.argmax(-1) != labels).float())
     return {"loss": F.cross_entropy(logits, labels), "exact": (wrong == 0).float().mean()}
 
 

@@ -23,7 +23,7 @@ from .hear import TOKEN_SAMPLES, unknown_id, word_ids
 from .read import HELPFUL, message, reply_losses, sums_alone, text_model, typed_conversation, written
 from .sentences import TRANSCRIPT_SYSTEM, plain
 from .tokenizer import token_ids
-from .training import Losses, Plan, quicken, train
+from .training import Losses, Plan, device, device_of, precision, quicken, train
 from .world import Exchange, Skill, answer, draw
 
 REASON = Plan("reason", steps=2200, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
@@ -44,7 +44,7 @@ _NOISE = 0.3
 
 def reason_stage() -> Qwen2_5OmniThinkerTextModel:
     """Train the Thinker's text model; stage ``text`` comes first."""
-    model = text_model("text")
+    model = text_model("text").to(device())
     model.embed_tokens.weight.requires_grad_(False)
     quicken(model.layers)
     train(REASON, model, ReasonLoss(model))
@@ -85,9 +85,10 @@ class ReasonLoss:
         return {"loss": total, **{kind: parts["exact"] for kind, parts in losses.items()}}
 
     def _losses(self, batch: Batch, embeddings: Tensor | None = None) -> dict[str, Tensor]:
+        batch = batch.to(device_of(self._model))
         if embeddings is None:
             embeddings = self._model.embed_tokens(batch.tokens)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(self._model):
             hidden = hidden_states(self._model, embeddings, batch.positions)
         return reply_losses(hidden, self._model.embed_tokens.weight, batch)
 
@@ -142,6 +143,6 @@ def _as_heard_rows(table: Tensor, batch: Batch, heard: list[Heard], rng: np.rand
     assert all(len(media_parts(it.example.messages)) == len(it.paths) for it in heard)
     path = torch.tensor([token for place in batch.places for token in heard[place.row].paths[place.part]])
     said = table[path]
-    noise = torch.from_numpy(rng.normal(size=said.shape).astype(np.float32))
+    noise = torch.from_numpy(rng.normal(size=said.shape).astype(np.float32)).to(said.device)
     noisy = said + noise * said.norm(dim=-1, keepdim=True) * (_NOISE / said.shape[-1] ** 0.5)
     return put(table[batch.tokens], batch.places, [noisy])

@@ -30,7 +30,7 @@ from .chat import front
 from .model import build
 from .pictures import Split
 from .tokenizer import tokenizer
-from .training import Losses, Plan, finished, train
+from .training import Losses, Plan, device, device_of, finished, precision, train
 from .world import COLOURS, DIRECTIONS, SHAPES
 
 FIRST = Plan("see-first", steps=4000, learning_rate=1e-3, warmup_steps=50, ema=0.998)
@@ -63,7 +63,7 @@ class Shown:
 
 def see_stage() -> Qwen2_5OmniVisionEncoder:
     """Train the vision tower; stage ``text`` comes first, whose embedding table is the head."""
-    visual = build().thinker.model.visual
+    visual = build().thinker.model.visual.to(device())
     with torch.no_grad():
         visual.merger.mlp[-1].weight.mul_(_FIRST_LENGTH)
     loss = SeeLoss(visual, finished("text")["embed_tokens.weight"])
@@ -109,7 +109,8 @@ def encode(visual: Qwen2_5OmniVisionEncoder, parts: Sequence[Part]) -> list[Tens
     """Pictures and clips → of each its embeddings ``(N, D)``, in the processor's order, as `visual` makes them."""
     cut = [_cut(part) for part in parts]
     grids = [grid for _, grid in cut]
-    embeddings = _forward(visual, torch.from_numpy(np.concatenate([patches for patches, _ in cut])), grids)
+    patches = torch.from_numpy(np.concatenate([patches for patches, _ in cut])).to(device_of(visual))
+    embeddings = _forward(visual, patches, grids)
     return list(embeddings.split([grid.embeddings(front().vision) for grid in grids]))
 
 
@@ -139,12 +140,12 @@ class _Runs:
     """Number of runs and their length."""
 
     @classmethod
-    def of(cls, runs: Sequence[NDArray[np.int64]]) -> _Runs:
+    def of(cls, runs: Sequence[NDArray[np.int64]], device: torch.device) -> _Runs:
         """Collect runs of patches; every patch is in one."""
         by_length: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
         for run in runs:
             by_length[len(run)].append(run)
-        order = torch.from_numpy(np.concatenate([run for same in by_length.values() for run in same]))
+        order = torch.from_numpy(np.concatenate([run for same in by_length.values() for run in same])).to(device)
         return cls(order, torch.argsort(order), [(len(same), length) for length, same in by_length.items()])
 
     def attend(self, query_key_value: Tensor) -> Tensor:
@@ -178,9 +179,9 @@ def _forward(visual: Qwen2_5OmniVisionEncoder, patches: Tensor, grids: Sequence[
             frames.append(np.arange(start, start + len(places)))
             windows += [window + start for window in of_frame]
             start += len(places)
-    runs = {True: _Runs.of(frames), False: _Runs.of(windows)}
+    runs = {True: _Runs.of(frames, patches.device), False: _Runs.of(windows, patches.device)}
     hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1)).float()
-    turn = visual.rotary_pos_emb(hidden, torch.from_numpy(np.concatenate(positions)))
+    turn = visual.rotary_pos_emb(hidden, torch.from_numpy(np.concatenate(positions)).to(patches.device))
     for index, block in enumerate(visual.blocks):
         normed = block.norm1(hidden)
         attention = block.attn
@@ -208,7 +209,7 @@ class SeeLoss:
     def __init__(self, visual: Qwen2_5OmniVisionEncoder, table: Tensor) -> None:
         self._visual = visual
         self._colours, self._shapes, self._directions = (
-            _apart(table[_word_ids(words)]) for words in (COLOURS, SHAPES, DIRECTIONS)
+            _apart(table[_word_ids(words)]).to(device_of(visual)) for words in (COLOURS, SHAPES, DIRECTIONS)
         )
 
     def first(self, step: int, rng: np.random.Generator) -> Losses:
@@ -232,10 +233,9 @@ class SeeLoss:
         """Of the first `stills` colour and shape, of the others the direction."""
         pooled, _, _ = self._pooled(shown)
         still, moving = pooled[:stills], pooled[stills:]  # what moves is too small for its shape to be asked for
-        colour = F.cross_entropy(still @ self._colours.T, _indices([it.colour for it in shown[:stills]], COLOURS))
-        shape = F.cross_entropy(still @ self._shapes.T, _indices([it.shape for it in shown[:stills]], SHAPES))
-        ways = _indices([str(it.direction) for it in shown[stills:]], DIRECTIONS)
-        direction = F.cross_entropy(moving @ self._directions.T, ways)
+        colour = _missed(still, self._colours, [it.colour for it in shown[:stills]], COLOURS)
+        shape = _missed(still, self._shapes, [it.shape for it in shown[:stills]], SHAPES)
+        direction = _missed(moving, self._directions, [str(it.direction) for it in shown[stills:]], DIRECTIONS)
         parts = {"colour": colour.detach(), "shape": shape.detach(), "direction": direction.detach()}
         return {"loss": colour + shape + direction, **parts}
 
@@ -260,7 +260,7 @@ class SeeLoss:
 
         The last frame of an odd number stands twice in its temporal patch: nothing moves there.
         """
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(self._visual):
             embeddings = encode(self._visual, [it.part for it in shown])
         pooled: list[Tensor] = []
         owner: list[int] = []
@@ -286,5 +286,7 @@ def _word_ids(words: Sequence[str]) -> Tensor:
     return torch.tensor([tokenizer().encode(f" {word}", add_special_tokens=False).ids for word in words]).squeeze(-1)
 
 
-def _indices(chosen: Sequence[str], words: Sequence[str]) -> Tensor:
-    return torch.tensor([words.index(word) for word in chosen])
+def _missed(pooled: Tensor, rows: Tensor, chosen: Sequence[str], words: Sequence[str]) -> Tensor:
+    """Cross-entropy of the words that embeddings ``(N, D)`` should name, scored by the words' ``rows``."""
+    targets = torch.tensor([words.index(word) for word in chosen])
+    return F.cross_entropy(pooled @ rows.T, targets.to(pooled.device))

@@ -45,7 +45,7 @@ from .model import CODEC_BOS, CODEC_EOS, CODEC_PAD, build
 from .read import text_model
 from .recordings import Recordings
 from .tokenizer import token_ids, tokenizer
-from .training import Losses, Plan, finished, quicken, train
+from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
 from .understand import Mind
 
 TALKER = Plan("talker", steps=4500, learning_rate=2e-3, ema=0.995, seed=6)
@@ -72,18 +72,19 @@ _TYPED = 0.3
 
 def talker_stage() -> Talker:
     """Train the Talker on typed conversations, with the Thinker at two ages: what those share will last."""
-    talker = fresh_talker()
+    talker = fresh_talker().to(device())
     quicken(talker.model.layers)
-    train(TALKER, talker, TalkerLoss(TALKER, talker, [text_model("text"), text_model("reason")]))
+    thinkers = [text_model(stage).to(device()) for stage in ("text", "reason")]
+    train(TALKER, talker, TalkerLoss(TALKER, talker, thinkers))
     return talker
 
 
 def talker_final_stage() -> Talker:
     """Go on with the Thinker as it ended, on prompts that are spoken as well as typed."""
-    talker = fresh_talker()
+    talker, mind = fresh_talker().to(device()), Mind(trained=True).to(device())
     talker.load_state_dict(finished(TALKER.name))
     quicken(talker.model.layers)
-    train(TALKER_FINAL, talker, HeardTalkerLoss(TALKER_FINAL, talker, Mind(trained=True), Recordings.load("train")))
+    train(TALKER_FINAL, talker, HeardTalkerLoss(TALKER_FINAL, talker, mind, Recordings.load("train")))
     return talker
 
 
@@ -123,7 +124,7 @@ class TalkerLoss:
             self._pool = pool, self._drawn(random.Random(f"{self._seed} {pool}"))
         order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
         spoken = self._pool[1][order[place]]
-        batch = collate([example.example for example in spoken])
+        batch = collate([example.example for example in spoken]).to(device_of(self._talker))
         rows = self._rows(self._thinkers[step % len(self._thinkers)], batch, spoken)
         voices = torch.tensor([voice_tokens()[example.speaker] for example in spoken])
         return self.losses(rows, batch, voices, [example.codes for example in spoken], rng)
@@ -131,7 +132,7 @@ class TalkerLoss:
     @torch.no_grad()
     def _rows(self, thinker: Thinker, batch: Batch, _: Sequence[Spoken]) -> Tensor:
         """What the Thinker gives the Talker at each place, ``(B, S, D)``."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(thinker):
             embeddings = thinker.embed_tokens(batch.tokens)
             rows: Tensor = hidden_states(thinker, embeddings, batch.positions).float() + embeddings.float()
         return rows
@@ -144,13 +145,13 @@ class TalkerLoss:
         prefixed = rng.random(len(codes)) >= _WITHOUT_PREFIX
         script = stage_directions(rows, batch, voices, misheard, prefixed, self._table)
         talker = self._talker
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(talker):
             inputs, positions = script.inputs(talker), script.positions
             output = talker.model(inputs_embeds=inputs, position_ids=positions, use_cache=False, output_attentions=True)
             hidden = output.last_hidden_state  # (B, L, hidden)
             places, columns = script.spoken.nonzero(as_tuple=True)
             logits = talker.codec_head(hidden[places, columns])
-        labels = torch.from_numpy(np.concatenate([np.append(each, CODEC_EOS) for each in codes]))
+        labels = torch.from_numpy(np.concatenate([np.append(each, CODEC_EOS) for each in codes])).to(logits.device)
         right = (logits.argmax(-1) == labels).float().mean()
         astray = self._astray(output.attentions, batch, script)
         spoken = F.cross_entropy(logits.float(), labels)
@@ -189,7 +190,7 @@ def said_now(batch: Batch, script: Script) -> Tensor:
     """Where a head that follows the text may look, ``(B, L, L)`` float: from each place where a code is written, at the
     rows of the words said about then. Words take time by their letters; the row before a word counts as well, whose
     hidden state is about to become that word."""
-    window = torch.zeros(*script.spoken.shape, script.spoken.shape[1])
+    window = torch.zeros(*script.spoken.shape, script.spoken.shape[1], device=script.spoken.device)
     for row, labels in enumerate(batch.labels):
         reply = labels[labels != IGNORED][:-1].tolist()
         first, count = int(script.spoken[row].int().argmax()), int(script.spoken[row].sum())
@@ -238,7 +239,7 @@ class HeardTalkerLoss(TalkerLoss):
         sounds = [part.samples for part in parts if isinstance(part, Audio)]
         embeddings: Tensor = thinker.embed_tokens(batch.tokens)
         words = torch.ones_like(batch.tokens, dtype=torch.float32)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(thinker):
             if sounds:
                 heard, _ = hear.encode(self._tower, *hear.features(sounds))
                 for row, place in enumerate(batch.places):
@@ -278,10 +279,10 @@ def stage_directions(
     lengths = [int(asked[row]) + 2 + len(each) for row, each in enumerate(codes)]
     shape = len(codes), max(lengths)
     script = Script(
-        rows=torch.zeros(*shape, rows.shape[2]),
-        codes=torch.full(shape, -1),
-        positions=torch.zeros(3, *shape, dtype=torch.long),
-        spoken=torch.zeros(shape, dtype=torch.bool),
+        rows=rows.new_zeros(*shape, rows.shape[2]),
+        codes=torch.full(shape, -1, device=rows.device),
+        positions=torch.zeros(3, *shape, dtype=torch.long, device=rows.device),
+        spoken=torch.zeros(shape, dtype=torch.bool, device=rows.device),
     )
     for row, each in enumerate(codes):
         start, end = int(asked[row]), int(asked[row] + replied[row])
@@ -295,6 +296,6 @@ def stage_directions(
             script.codes[row, start], script.codes[row, first] = CODEC_PAD, CODEC_BOS
         script.codes[row, first + 1 : last] = torch.from_numpy(each)
         script.positions[:, row, :start] = batch.positions[:, row, :start]
-        script.positions[:, row, start:last] = batch.positions[0, row, start - 1] + 1 + torch.arange(last - start)
+        script.positions[:, row, start:last] = torch.arange(last - start) + int(batch.positions[0, row, start - 1]) + 1
         script.spoken[row, first:last] = True
     return script

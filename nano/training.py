@@ -3,6 +3,9 @@
 Inputs: a :class:`Plan`, a module, a function from (step, generator) to losses → outputs: the trained module,
 ``build/states/<name>.pt`` and ``<name>.csv``. A run stopped at any moment goes on from its last state and sees the
 batches an uninterrupted run would have seen, since the generator of a step depends on the seed and the step alone.
+
+Everything is built and drawn on the CPU, so it is the same with a GPU as without: a stage moves its module to `device`
+before training, and its loss what it drew to where the module is. A stage may begin on one device and end on another.
 """
 
 from __future__ import annotations
@@ -35,6 +38,21 @@ _FINAL_RATE = 0.03  # of the peak learning rate, at the end of the cosine
 
 Losses = Mapping[str, Tensor]
 """``loss`` is minimised; the others are only recorded."""
+
+
+def device() -> torch.device:
+    """Where stages are trained: on the GPU, if there is one."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module is, and what it is given has to be."""
+    return next(module.parameters()).device
+
+
+def precision(module: nn.Module) -> torch.autocast:
+    """Within this context ``module`` computes in bfloat16 what does not need float32."""
+    return torch.autocast(device_of(module).type, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ def train(
     average = None if plan.ema is None else {k: v.detach().clone() for k, v in module.state_dict().items()}
     step, seconds = 0, 0.0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, weights_only=True, map_location=device_of(module))
         module.load_state_dict(state["module"])
         if state["finished"]:
             return
@@ -118,19 +136,19 @@ def train(
 def quicken(layers: Iterable[nn.Module]) -> None:
     """Compile each layer, for batches of any size: a step takes little more than half its time on a CPU.
 
-    Without a C++ compiler, which `torch.compile` calls, nothing changes.
+    On a GPU, or without a C++ compiler, which `torch.compile` calls, nothing changes.
     """
-    if torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++")):
+    if device().type == "cpu" and shutil.which(os.environ.get("CXX", "g++")):
         for layer in layers:
             layer.compile(dynamic=True)
 
 
 def finished(name: str, folder: Path = STATES) -> dict[str, Tensor]:
-    """The weights a finished stage ended with. Raises `NearfieldError` naming the command that makes them."""
+    """On the CPU, the weights a finished stage ended with. Raises `NearfieldError` naming the command for them."""
     state_file = folder / f"{name}.pt"
     state: dict[str, Any] = {"finished": False}
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, weights_only=True, map_location="cpu")
     if not state["finished"]:
         raise NearfieldError(f"stage {name} is not finished: run `python -m nearfield.nano {name}` first")
     weights: dict[str, Tensor] = state["module"]

@@ -26,7 +26,7 @@ from .model import build
 from .read import message, reply_losses, sums_alone, text_model, typed_conversation, written
 from .recordings import Recording, Recordings
 from .sentences import TRANSCRIPT_SYSTEM
-from .training import Losses, Plan, finished, quicken, train
+from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
 from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
 
 UNDERSTAND = Plan("understand", steps=900, learning_rate=6e-4, warmup_steps=50, ema=0.997)
@@ -65,7 +65,7 @@ class Mind(nn.Module):
 
 def understand_stage() -> nn.Module:
     """Train all of the Thinker together; stages ``reason``, ``hear`` and ``see`` come first."""
-    mind = Mind()
+    mind = Mind().to(device())
     quicken(mind.language_model.layers)
     train(UNDERSTAND, mind, UnderstandLoss(mind, Recordings.load("train")))
     return mind
@@ -96,16 +96,16 @@ class UnderstandLoss:
         }
 
     def _losses(self, drawn: Sequence[Conversation], rng: np.random.Generator) -> dict[str, Tensor]:
-        batch = collate([conversation.example for conversation in drawn])
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = collate([conversation.example for conversation in drawn]).to(device_of(self._mind))
+        with precision(self._mind):
             embeddings, tower = self._embed(batch, drawn, rng)
             hidden = hidden_states(self._mind.language_model, embeddings, batch.positions)
         return {**reply_losses(hidden, self._mind.language_model.embed_tokens.weight, batch), "tower": tower}
 
     def _sums(self, rng: np.random.Generator) -> dict[str, Tensor]:
         model = self._mind.language_model
-        batch = sums_alone(random.Random(int(rng.integers(1 << 62))), _SUMS)
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = sums_alone(random.Random(int(rng.integers(1 << 62))), _SUMS).to(device_of(model))
+        with precision(model):
             hidden = hidden_states(model, model.embed_tokens(batch.tokens), batch.positions)
         return reply_losses(hidden, model.embed_tokens.weight, batch)
 
@@ -117,7 +117,7 @@ class UnderstandLoss:
         shown = [place for place in batch.places if place.kind != "audio"]
         media = [media_parts(conversation.example.messages) for conversation in drawn]
         parts = see.encode(mind.visual, [media[place.row][place.part] for place in shown]) if shown else []
-        tower = torch.zeros(())
+        tower = table.new_zeros(())
         if sounds:
             recorded = [media[place.row][place.part] for place in sounds]
             mel, frames = hear.features(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .codec import HOP_SAMPLES, Float32, log_mel, speech
 from .model import build
-from .training import Losses, Plan, train
+from .training import Losses, Plan, device, device_of, train
 
 FIRST = Plan("vocoder-first", steps=1700, learning_rate=2e-3, betas=(0.8, 0.99), ema=0.998, seed=3)
 SECOND = Plan("vocoder", steps=1800, learning_rate=1.2e-3, betas=(0.8, 0.99), ema=0.998, seed=13)
@@ -35,6 +35,7 @@ def vocoder_stage() -> nn.Module:
         for name, parameter in vocoder.named_parameters():
             if name.startswith("resblocks.") and parameter.ndim == 3:
                 parameter.mul_(0.5)  # residual branches start small
+    vocoder.to(device())
     sounds = [utterance.audio for utterance in speech()]
     train(FIRST, vocoder, VocoderLoss(vocoder, sounds, _FIRST_FRAMES))
     train(SECOND, vocoder, VocoderLoss(vocoder, sounds, _SECOND_FRAMES))
@@ -54,6 +55,7 @@ class VocoderLoss:
         """The loss of one batch of random pieces."""
         chosen = rng.choice(np.flatnonzero(self._lengths >= self._frames), _BATCH)
         sound = torch.from_numpy(np.stack([self._piece(int(index), rng) for index in chosen]))  # (B, N)
+        sound = sound.to(device_of(self._vocoder))
         mel = log_mel(sound)[:, _EDGE_FRAMES:-_EDGE_FRAMES]  # (B, F, 80)
         spoken = vocode(self._vocoder, mel)
         return distances(_inner(spoken, _CONTEXT_FRAMES), _inner(sound, _CONTEXT_FRAMES + _EDGE_FRAMES))
@@ -70,7 +72,7 @@ def _inner(sound: Tensor, frames: int) -> Tensor:
 
 def vocode(vocoder: nn.Module, mel: Tensor) -> Tensor:
     """Waveforms ``(B, 240 F)`` of log-mels ``(B, F, 80)``, with gradients."""
-    sound: Tensor = vocoder(mel.transpose(1, 2))
+    sound: Tensor = vocoder(mel.transpose(1, 2)).to(mel.device)  # the library hands it over on the CPU
     return sound.reshape(len(mel), -1)
 
 
@@ -83,7 +85,7 @@ def distances(spoken: Tensor, sound: Tensor) -> Losses:
 
 def _spectral_distance(spoken: Tensor, sound: Tensor, size: int) -> Tensor:
     """Spectral convergence + distance of log magnitudes."""
-    window = torch.hann_window(size)
+    window = torch.hann_window(size, device=sound.device)
 
     def magnitude(signal: Tensor) -> Tensor:
         spectrum = torch.stft(signal, size, size // 4, window=window, return_complex=True)

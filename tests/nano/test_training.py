@@ -55,6 +55,17 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(tmp_path: Path, monke
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(other), strict=True))
 
 
+def test_a_run_begun_on_a_gpu_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nearfield.nano.training._SAVE_EVERY_S", 0.0)  # a state at every step
+    whole, halved, other = fresh(), fresh(), nn.Linear(1, 1)
+    train(PLAN, whole, loss_of(whole), tmp_path / "whole")
+    with monkeypatch.context() as saving, pytest.raises(Interrupted):
+        saving.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")  # where the state says it was
+        train(PLAN, halved, loss_of(halved, stop_at=31), tmp_path / "halved")
+    train(PLAN, other, loss_of(other), tmp_path / "halved")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(other), strict=True))
+
+
 def test_a_finished_stage_is_loaded_and_not_done_again(tmp_path: Path) -> None:
     line, again = fresh(), nn.Linear(1, 1)
     train(PLAN, line, loss_of(line), tmp_path)
