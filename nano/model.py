@@ -14,13 +14,15 @@ import torch
 from torch import nn
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
-from .tokenizer import TokenIds, token_ids
+from .published import TokenIds, rope, talker_tokens, thinker_tokens
+from .tokenizer import token_ids
 
 CODES = 1024
 """Speech codes 0 … 1023; code 0 stands for "no code" in the unconditional half of the DiT."""
 CODEC_PAD, CODEC_BOS, CODEC_EOS, CODEC_MASK = 1040, 1041, 1042, 1044  # published: 8292, 8293, 8294, 8296
 TALKER_VOCABULARY = 1056
 SPEAKER_WIDTH = 192
+_ROPE_THETA = 10_000.0
 HIDDEN = 256
 """Width of the Thinker, and so of what the towers put out and of what the Talker is given."""
 
@@ -65,13 +67,6 @@ def _rows(ids: TokenIds) -> int:
     return math.ceil((int(max(dataclasses.astuple(ids))) + 1) / 32) * 32
 
 
-def _rope(head_dim: int) -> dict[str, object]:
-    """TMRoPE; the three sections fill half a head as the published 16·24·24 fill half of 128."""
-    time = head_dim // 8
-    side = (head_dim // 2 - time) // 2
-    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [time, side, side]}
-
-
 def _thinker(ids: TokenIds) -> dict[str, object]:
     return {
         "text_config": {
@@ -81,7 +76,7 @@ def _thinker(ids: TokenIds) -> dict[str, object]:
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "rope_parameters": _rope(64),
+            "rope_parameters": rope(64, _ROPE_THETA),
             "max_position_embeddings": 32_768,
             "tie_word_embeddings": True,
             "bos_token_id": ids.im_start,
@@ -103,18 +98,7 @@ def _thinker(ids: TokenIds) -> dict[str, object]:
             "out_hidden_size": HIDDEN,
             "fullatt_block_indexes": [1, 3],
         },
-        "audio_token_index": ids.audio,
-        "image_token_index": ids.image,
-        "video_token_index": ids.video,
-        "audio_start_token_id": ids.audio_bos,
-        "audio_end_token_id": ids.audio_eos,
-        "vision_start_token_id": ids.vision_bos,
-        "vision_end_token_id": ids.vision_eos,
-        "vision_token_id": ids.vision_pad,
-        "user_token_id": ids.user,
-        "bos_token_id": ids.im_start,
-        "eos_token_id": ids.im_end,
-        "pad_token_id": ids.endoftext,
+        **thinker_tokens(ids),
         "tie_word_embeddings": True,
     }
 
@@ -129,22 +113,13 @@ def _talker(ids: TokenIds) -> dict[str, object]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
-        "rope_parameters": _rope(64),
+        "rope_parameters": rope(64, _ROPE_THETA),
         "max_position_embeddings": 32_768,
         "tts_codec_pad_token_id": CODEC_PAD,
         "tts_codec_start_token_id": CODEC_BOS,
         "tts_codec_end_token_id": CODEC_EOS,
         "tts_codec_mask_token_id": CODEC_MASK,
-        "tts_text_pad_token_id": ids.tts_pad,
-        "tts_text_start_token_id": ids.tts_bos,
-        "tts_text_end_token_id": ids.tts_eos,
-        "audio_token_index": ids.audio,
-        "image_token_index": ids.image,
-        "video_token_index": ids.video,
-        "audio_start_token_id": ids.audio_bos,
-        "audio_end_token_id": ids.audio_eos,
-        "vision_start_token_id": ids.vision_bos,
-        "vision_end_token_id": ids.vision_eos,
+        **talker_tokens(ids),
     }
 
 
@@ -162,7 +137,7 @@ _DIT: dict[str, object] = {
     "enc_channels": [64, 64, 64, 64, 192],  # the last is the sum of the middle three
     "enc_attention_channels": 32,
     "enc_se_channels": 32,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "rope_parameters": {"rope_type": "default", "rope_theta": _ROPE_THETA},
 }
 
 _BIGVGAN: dict[str, object] = {

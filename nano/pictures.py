@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -87,11 +87,7 @@ def draw(rng: np.random.Generator, split: Split, max_side: int = MAX_SIDE, *, ea
     An easy one is large, upright and on a plain background: what a tower that knows nothing can learn from.
     """
     backgrounds, sizes = (BACKGROUNDS[:1], ["large"]) if easy else (BACKGROUNDS, list(SIZES))
-    while True:
-        colour, shape, background = (str(rng.choice(words)) for words in (COLOURS, SHAPES, backgrounds))
-        size = str(rng.choice(sizes))
-        if _split(colour, shape, background, size) == split:
-            break
+    colour, shape, background, size = _combination(rng, split, COLOURS, SHAPES, backgrounds, sizes)
     height, width = _sides(rng, 0.25, max_side)
     shorter = min(height, width)
     diameter = shorter * rng.uniform(*SIZES[size])
@@ -108,16 +104,20 @@ def clip(rng: np.random.Generator, split: Split, max_side: int = MAX_SIDE, *, ea
     An easy one is on a plain background and goes far.
     """
     backgrounds = BACKGROUNDS[:1] if easy else BACKGROUNDS
-    while True:
-        colour, shape, background = (str(rng.choice(words)) for words in (COLOURS, SHAPES, backgrounds))
-        direction = str(rng.choice(DIRECTIONS))
-        if _split(colour, shape, background, direction) == split:
-            break
+    colour, shape, background, direction = _combination(rng, split, COLOURS, SHAPES, backgrounds, DIRECTIONS)
     height, width = _sides(rng, 0.15, max_side)
     diameter = min(height, width) * (rng.uniform(0.3, 0.5) if easy else rng.uniform(0.2, 0.42))
     scene = _Scene(rng, height, width, colour, shape, background, diameter, upright=easy)
     path = _path(rng, height, width, diameter, direction, least_travel=0.7 if easy else 0.2)
     return Clip(np.stack([scene.frame(rng, centre) for centre in path]), FPS, direction, colour, shape)
+
+
+def _combination(rng: np.random.Generator, split: Split, *choices: Sequence[str]) -> list[str]:
+    """One word of each choice, which together are of the split."""
+    while True:
+        words = [str(rng.choice(choice)) for choice in choices]
+        if _split(*words) == split:
+            return words
 
 
 def _split(*words: str) -> Split:

@@ -19,12 +19,12 @@ from .chat import IGNORED, Batch, Example, collate, front, hidden_states
 from .model import build
 from .sentences import TRANSCRIPT_SYSTEM
 from .tokenizer import token_ids
-from .training import Losses, Plan, device, device_of, finished, precision, train
+from .training import Losses, Plan, Pools, device, device_of, finished, precision, train
 from .world import Exchange, Skill, Split, answer, draw, restated_sum, transcript, typed
 
 TEXT = Plan("text", steps=1200, learning_rate=2e-3, ema=0.995)
 _BATCH = 48
-_POOL_BATCHES = 4  # drawn together and sorted by length, so that little of a batch is padding
+_POOL_BATCHES = 4
 
 _SKILLS: dict[Skill, float] = {"sums": 0.52, "digits": 0.14, "talk": 0.14, "again": 0.08, "refusal": 0.12}
 _EARLIER_TURNS = (0.5, 0.25, 0.15, 0.1)
@@ -53,25 +53,14 @@ class TextLoss:
 
     def __init__(self, model: Qwen2_5OmniThinkerTextModel) -> None:
         self._model = model
-        self._pool: tuple[int, list[list[Example]]] = (-1, [])
+        self._pools = Pools(lambda rng: typed_conversation(rng, "train"), _length, _BATCH, _POOL_BATCHES)
 
     def __call__(self, step: int, _: np.random.Generator) -> Losses:
         """The loss of step ``step``, whose batch is one of a pool drawn for several steps."""
-        pool, place = divmod(step, _POOL_BATCHES)
-        if self._pool[0] != pool:
-            self._pool = pool, _drawn(random.Random(pool))
-        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
-        batch = collate(self._pool[1][order[place]]).to(device_of(self._model))
+        batch = collate(self._pools.batch(step)).to(device_of(self._model))
         with precision(self._model):
             hidden = hidden_states(self._model, self._model.embed_tokens(batch.tokens), batch.positions)
         return reply_losses(hidden, self._model.embed_tokens.weight, batch)
-
-
-def _drawn(rng: random.Random) -> list[list[Example]]:
-    """Batches of conversations of similar length."""
-    examples = [typed_conversation(rng, "train") for _ in range(_BATCH * _POOL_BATCHES)]
-    examples.sort(key=_length)
-    return [examples[start : start + _BATCH] for start in range(0, len(examples), _BATCH)]
 
 
 def sums_alone(rng: random.Random, count: int) -> Batch:

@@ -23,13 +23,13 @@ from .hear import TOKEN_SAMPLES, unknown_id, word_ids
 from .read import HELPFUL, message, reply_losses, sums_alone, text_model, typed_conversation, written
 from .sentences import TRANSCRIPT_SYSTEM, plain
 from .tokenizer import token_ids
-from .training import Losses, Plan, device, device_of, precision, quicken, train
+from .training import Losses, Plan, Pools, device, device_of, precision, quicken, train
 from .world import Exchange, Skill, answer, draw
 
 REASON = Plan("reason", steps=2200, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
 _HEARD, _TYPED, _SUMS = 32, 10, 256
 _WEIGHTS = {"heard": 1.0, "typed": 0.3, "sums": 0.5}
-_POOL_BATCHES = 4  # drawn together and sorted by length, so that little of a batch is padding
+_POOL_BATCHES = 4
 
 _SKILLS: dict[Skill, float] = {"sums": 0.4, "digits": 0.25, "talk": 0.15, "again": 0.1, "refusal": 0.1}
 _TURNS = {1: 0.6, 2: 0.3, 3: 0.1}
@@ -64,15 +64,13 @@ class ReasonLoss:
 
     def __init__(self, model: Qwen2_5OmniThinkerTextModel) -> None:
         self._model = model
-        self._pool: tuple[int, list[list[Heard]]] = (-1, [])
+        self._pools = Pools(
+            heard_conversation, _length, _HEARD, _POOL_BATCHES, lambda pool: random.Random(f"heard {pool}")
+        )
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of each kind."""
-        pool, place = divmod(step, _POOL_BATCHES)
-        if self._pool[0] != pool:
-            self._pool = pool, _drawn(random.Random(f"heard {pool}"))
-        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
-        heard = self._pool[1][order[place]]
+        heard = self._pools.batch(step)
         words = random.Random(int(rng.integers(1 << 62)))
         typed = [typed_conversation(words, "train", _LONG_PROMPTS) for _ in range(_TYPED)]
         batch = collate([it.example for it in heard])
@@ -131,11 +129,8 @@ def heard_conversation(rng: random.Random) -> Heard:
     return Heard(Example(messages, reply or ""), paths)
 
 
-def _drawn(rng: random.Random) -> list[list[Heard]]:
-    """Batches of conversations of similar length."""
-    conversations = [heard_conversation(rng) for _ in range(_HEARD * _POOL_BATCHES)]
-    conversations.sort(key=lambda it: sum(map(len, it.paths)))
-    return [conversations[start : start + _HEARD] for start in range(0, len(conversations), _HEARD)]
+def _length(heard: Heard) -> int:
+    return sum(map(len, heard.paths))
 
 
 def _as_heard_rows(table: Tensor, batch: Batch, heard: list[Heard], rng: np.random.Generator) -> Tensor:

@@ -225,7 +225,7 @@ class SeeLoss:
     def second(self, _: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of drawings as they will be asked about."""
         stills, moments = _SECOND_BATCH
-        shown = [picture(rng, max_side=pictures.MAX_SIDE) for _ in range(stills)]
+        shown = [picture(rng) for _ in range(stills)]
         shown += [moment(rng, small=False, easy=False) for _ in range(moments)]
         return self._losses(shown, stills)
 

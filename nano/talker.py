@@ -38,21 +38,21 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 from ..runtime.messages import Audio, Message
 from ..runtime.prompt import media_parts
 from . import hear
-from .chat import IGNORED, Batch, Example, collate, hidden_states
+from .chat import IGNORED, Batch, Example, collate, hidden_states, put
 from .codec import Int64, train_codec
 from .lines import Line, Spoken, lines, spoken_conversation
 from .model import CODEC_BOS, CODEC_EOS, CODEC_PAD, build
 from .read import text_model
 from .recordings import Recordings
 from .tokenizer import token_ids, tokenizer
-from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
+from .training import Losses, Plan, Pools, device, device_of, finished, precision, quicken, train
 from .understand import Mind
 
 TALKER = Plan("talker", steps=4500, learning_rate=2e-3, ema=0.995, seed=6)
 TALKER_FINAL = Plan("talker-final", steps=500, learning_rate=5e-4, warmup_steps=30, ema=0.99, seed=7)
 
 _BATCH = 16
-_POOL_BATCHES = 8  # drawn together and sorted by length, so that little of a batch is padding
+_POOL_BATCHES = 8
 _WITHOUT_PREFIX = 0.15
 """Share of the examples without the two rows of the Talker's own table before speech begins: the reference's
 ``generate`` leaves them out when no prompt of a batch is padded, and should be answered all the same."""
@@ -108,22 +108,20 @@ class TalkerLoss:
         talker: Talker,
         thinkers: Sequence[Thinker],
     ) -> None:
-        self._talker, self._seed = talker, plan.seed
+        self._talker = talker
         self._thinkers = [thinker.eval() for thinker in thinkers]
         self._table = thinkers[0].embed_tokens.weight.detach()  # the same at every age
         self._lines: dict[str, list[Line]] = defaultdict(list)
         for line in lines():
             self._lines[line.kind].append(line)
         self._neighbours = train_codec().neighbours(_NEIGHBOURS)
-        self._pool: tuple[int, list[list[Spoken]]] = (-1, [])
+        self._pools = Pools(
+            self._conversation, _length, _BATCH, _POOL_BATCHES, lambda pool: random.Random(f"{plan.seed} {pool}")
+        )
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of step ``step``, whose batch is one of a pool drawn for several steps."""
-        pool, place = divmod(step, _POOL_BATCHES)
-        if self._pool[0] != pool:
-            self._pool = pool, self._drawn(random.Random(f"{self._seed} {pool}"))
-        order = np.random.default_rng(pool).permutation(_POOL_BATCHES)
-        spoken = self._pool[1][order[place]]
+        spoken = self._pools.batch(step)
         batch = collate([example.example for example in spoken]).to(device_of(self._talker))
         rows = self._rows(self._thinkers[step % len(self._thinkers)], batch, spoken)
         voices = torch.tensor([voice_tokens()[example.speaker] for example in spoken])
@@ -173,11 +171,9 @@ class TalkerLoss:
     def _conversation(self, rng: random.Random) -> Spoken:
         return spoken_conversation(self._lines, rng)
 
-    def _drawn(self, rng: random.Random) -> list[list[Spoken]]:
-        """Batches of conversations of similar length."""
-        pool = [self._conversation(rng) for _ in range(_BATCH * _POOL_BATCHES)]
-        pool.sort(key=lambda spoken: len(spoken.codes))
-        return [pool[start : start + _BATCH] for start in range(0, len(pool), _BATCH)]
+
+def _length(spoken: Spoken) -> int:
+    return len(spoken.codes)
 
 
 def voice_tokens() -> tuple[int, ...]:
@@ -238,14 +234,13 @@ class HeardTalkerLoss(TalkerLoss):
         parts = [media[place.row][place.part] for place in batch.places]
         sounds = [part.samples for part in parts if isinstance(part, Audio)]
         embeddings: Tensor = thinker.embed_tokens(batch.tokens)
-        words = torch.ones_like(batch.tokens, dtype=torch.float32)
         with precision(thinker):
             if sounds:
                 heard, _ = hear.encode(self._tower, *hear.features(sounds))
-                for row, place in enumerate(batch.places):
-                    embeddings[place.row, place.columns] = heard[row, : len(place.columns)].to(embeddings.dtype)
-                    words[place.row, place.columns] = 0.0
+                said = [heard[row, : len(place.columns)] for row, place in enumerate(batch.places)]
+                embeddings = put(embeddings, batch.places, said)
             hidden = hidden_states(thinker, embeddings, batch.positions).float()
+        words = batch.tokens != token_ids().audio
         return hidden + embeddings.float() * words[..., None]  # of a sound, the Talker gets the hidden states alone
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import csv
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 _SAVE_EVERY_S = 120.0
 _CURVE_EVERY_STEPS = 10
 _FINAL_RATE = 0.03  # of the peak learning rate, at the end of the cosine
+
+T = TypeVar("T")
 
 Losses = Mapping[str, Tensor]
 """``loss`` is minimised; the others are only recorded."""
@@ -53,6 +56,37 @@ def device_of(module: nn.Module) -> torch.device:
 def precision(module: nn.Module) -> torch.autocast:
     """Within this context ``module`` computes in bfloat16 what does not need float32."""
     return torch.autocast(device_of(module).type, torch.bfloat16)
+
+
+class Pools(Generic[T]):
+    """Batches of things about as long as each other, so that little of a batch is padding.
+
+    What several steps will see is drawn together and sorted by length; `generator` gives each such pool its own.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[random.Random], T],
+        length: Callable[[T], int],
+        batch: int,
+        batches: int,
+        generator: Callable[[int], random.Random] = random.Random,
+    ) -> None:
+        self._draw, self._length, self._batch, self._batches = draw, length, batch, batches
+        self._generator = generator
+        self._pool: tuple[int, list[list[T]]] = (-1, [])
+
+    def batch(self, step: int) -> list[T]:
+        """The batch of a step."""
+        pool, place = divmod(step, self._batches)
+        if self._pool[0] != pool:
+            self._pool = pool, self._drawn(self._generator(pool))
+        order = np.random.default_rng(pool).permutation(self._batches)
+        return self._pool[1][order[place]]
+
+    def _drawn(self, rng: random.Random) -> list[list[T]]:
+        drawn = sorted((self._draw(rng) for _ in range(self._batch * self._batches)), key=self._length)
+        return [drawn[start : start + self._batch] for start in range(0, len(drawn), self._batch)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from checkpoint_tokenizer import TokenIds
+from nearfield.nano.published import TokenIds, rope, talker_tokens, thinker_tokens
 from transformers import Qwen2_5OmniConfig
 
 CODES = 257  # codec tokens 0..256; the DiT knows no others, the Talker's vocabulary holds more
@@ -116,13 +116,6 @@ def build_config(shape: Shape, ids: TokenIds) -> Qwen2_5OmniConfig:
     )
 
 
-def _rope(head_dim: int) -> dict[str, object]:
-    """TMRoPE settings; the three sections fill half a head as the published 16·24·24 fill half of 128."""
-    time = head_dim // 8
-    side = (head_dim // 2 - time) // 2
-    return {"rope_type": "default", "rope_theta": THINKER_ROPE_THETA, "mrope_section": [time, side, side]}
-
-
 def _thinker(shape: Shape, ids: TokenIds) -> dict[str, object]:
     return {
         "text_config": {
@@ -132,7 +125,7 @@ def _thinker(shape: Shape, ids: TokenIds) -> dict[str, object]:
             "num_hidden_layers": shape.layers,
             "num_attention_heads": shape.heads,
             "num_key_value_heads": shape.kv_heads,
-            "rope_parameters": _rope(shape.head_dim),
+            "rope_parameters": rope(shape.head_dim, THINKER_ROPE_THETA),
             "tie_word_embeddings": shape.tied,
             "bos_token_id": ids.im_start,
             "eos_token_id": ids.im_end,
@@ -153,18 +146,7 @@ def _thinker(shape: Shape, ids: TokenIds) -> dict[str, object]:
             "out_hidden_size": shape.hidden,
             "fullatt_block_indexes": list(shape.vision_full_attention),
         },
-        "audio_token_index": ids.audio,
-        "image_token_index": ids.image,
-        "video_token_index": ids.video,
-        "audio_start_token_id": ids.audio_bos,
-        "audio_end_token_id": ids.audio_eos,
-        "vision_start_token_id": ids.vision_bos,
-        "vision_end_token_id": ids.vision_eos,
-        "vision_token_id": ids.vision_pad,
-        "user_token_id": ids.user,
-        "bos_token_id": ids.im_start,
-        "eos_token_id": ids.im_end,
-        "pad_token_id": ids.endoftext,
+        **thinker_tokens(ids),
         "tie_word_embeddings": shape.tied,
     }
 
@@ -179,21 +161,12 @@ def _talker(shape: Shape, ids: TokenIds) -> dict[str, object]:
         "num_attention_heads": shape.talker_heads,
         "num_key_value_heads": shape.talker_kv_heads,
         "head_dim": shape.talker_head_dim,
-        "rope_parameters": _rope(shape.talker_head_dim),
+        "rope_parameters": rope(shape.talker_head_dim, THINKER_ROPE_THETA),
         "tts_codec_pad_token_id": CODEC_PAD,
         "tts_codec_start_token_id": CODEC_BOS,
         "tts_codec_end_token_id": CODEC_EOS,
         "tts_codec_mask_token_id": CODEC_MASK,
-        "tts_text_pad_token_id": ids.tts_pad,
-        "tts_text_start_token_id": ids.tts_bos,
-        "tts_text_end_token_id": ids.tts_eos,
-        "audio_token_index": ids.audio,
-        "image_token_index": ids.image,
-        "video_token_index": ids.video,
-        "audio_start_token_id": ids.audio_bos,
-        "audio_end_token_id": ids.audio_eos,
-        "vision_start_token_id": ids.vision_bos,
-        "vision_end_token_id": ids.vision_eos,
+        **talker_tokens(ids),
     }
 
 

@@ -24,7 +24,8 @@ from checkpoint_shapes import (
     Shape,
     build_config,
 )
-from checkpoint_tokenizer import BPE_VOCABULARY, TokenIds, token_ids, write_processor_files
+from checkpoint_tokenizer import BPE_VOCABULARY, token_ids, write_processor_files
+from nearfield.nano.published import TokenIds
 from torch import nn
 from transformers import Qwen2_5OmniForConditionalGeneration
 

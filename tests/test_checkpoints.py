@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoint_published import UNUSED_DIT_TENSOR
 from checkpoint_shapes import CODEC_EOS, CODEC_PAD, CODES
-from checkpoint_tokenizer import BPE_VOCABULARY, token_ids, train_tokenizer
+from checkpoint_tokenizer import BPE_VOCABULARY, token_ids, tokenizer
 from checkpoints import REFERENCE_MEL_FRAMES, SMALL_3B, SMALL_7B, Shape, build_model, write_checkpoint
 from PIL import Image
 from reference import generation_inputs
@@ -192,7 +192,7 @@ def test_widths_cover_the_awkward_cases(shape: Shape) -> None:
     model = build_model(shape)
     assert all(width % 128 and width > 128 for width in (shape.hidden, shape.ffn, shape.vision_ffn, shape.talker_ffn))
     assert shape.heads * shape.head_dim == shape.hidden != shape.talker_hidden
-    assert model.thinker.lm_head.weight.shape[0] > train_tokenizer().get_vocab_size()
+    assert model.thinker.lm_head.weight.shape[0] > tokenizer().get_vocab_size()
     assert model.token2wav.code2wav_dit_model.text_embed.codec_embed.num_embeddings == CODES + 1
     assert max(vars(token_ids()).values()) < shape.vocabulary
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nearfield.runtime.messages import Audio, Image, Message, Text, Video
+from nearfield.nano.reference import prompt_text
+from nearfield.runtime.messages import Audio, Image, Message, Video
 from reference import generation_inputs
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
 
@@ -48,11 +49,7 @@ def processed(processor: Qwen2_5OmniProcessor, messages: Sequence[Message]) -> d
                 sound_of.append(len(videos))
             videos.append(part)
     sound_in_video = any(video is not None for video in sound_of)
-    text = processor.apply_chat_template(
-        [{"role": message.role, "content": [_entry(part) for part in message.content]} for message in messages],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
+    text = prompt_text(processor, messages)
     batch = processor(
         text=text,
         audio=sounds or None,
@@ -111,15 +108,3 @@ def reference_reply(
         hook.remove()
     prompt_tokens = batch["input_ids"].shape[1]
     return WholeReply(sequences[0, prompt_tokens:].tolist(), codes[0], waveform.numpy())
-
-
-def _entry(part: Text | Audio | Image | Video) -> dict[str, str]:
-    match part:
-        case Text():
-            return {"type": "text", "text": part.text}
-        case Audio():
-            return {"type": "audio", "audio": ""}
-        case Image():
-            return {"type": "image", "image": ""}
-        case Video():
-            return {"type": "video", "video": ""}

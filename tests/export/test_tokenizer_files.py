@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_tokenizer import SPECIAL_TOKENS, train_tokenizer
+from checkpoint_tokenizer import tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nearfield.errors import CheckpointError
 from nearfield.export.tokenizer_files import collect_tokenizer
+from nearfield.nano.published import SPECIAL_TOKENS
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
@@ -25,7 +26,7 @@ def _write_json(path: Path, values: object) -> None:
 
 def _write_older_files(path: Path) -> dict[str, int]:
     """Write `vocab.json`, `merges.txt` and the added tokens, and return the ids of the added ones."""
-    model = json.loads(train_tokenizer().to_str())["model"]
+    model = json.loads(tokenizer().to_str())["model"]
     _write_json(path / "vocab.json", model["vocab"])
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]
     (path / "merges.txt").write_text("\n".join(lines), encoding="utf-8", newline="\n")
@@ -158,7 +159,7 @@ def _in_json(name: str, template: object = TEMPLATE) -> Callable[[Path], None]:
 def test_the_template_comes_from_the_first_place_that_has_it(
     tmp_path: Path, places: list[Callable[[Path], None]]
 ) -> None:
-    train_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
     for write in places:
         write(tmp_path)
     assert collect_tokenizer(tmp_path)[1] == TEMPLATE
@@ -166,7 +167,7 @@ def test_the_template_comes_from_the_first_place_that_has_it(
 
 @pytest.mark.parametrize("config", [{}, {"chat_template": None}, {"chat_template": " \n"}, {"chat_template": [1]}])
 def test_a_checkpoint_without_a_template_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    train_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
     _write_json(tmp_path / "tokenizer_config.json", config)
     with pytest.raises(CheckpointError, match=r"no chat template: expected it in chat_template\.jinja, chat_template"):
         collect_tokenizer(tmp_path)

@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from nearfield.export.config import Section
 from nearfield.export.preprocessor import read_audio, read_vision
 from nearfield.export.tokenizer_files import collect_tokenizer
-from nearfield.nano.tokenizer import (
-    CHUNK_LENGTH_S,
-    DEFAULT_SYSTEM,
-    MAX_PIXELS,
-    MIN_PIXELS,
-    ROWS_LIMIT,
-    SPECIAL_TOKENS,
-    token_ids,
-    tokenizer,
-    write_processor_files,
-)
+from nearfield.nano.published import CHUNK_LENGTH_S, DEFAULT_SYSTEM, SPECIAL_TOKENS
+from nearfield.nano.tokenizer import MAX_PIXELS, MIN_PIXELS, ROWS_LIMIT, token_ids, tokenizer, write_processor_files
 from nearfield.nano.world import Skill, Split, draw, examples, typed
 from nearfield.runtime.messages import SYSTEM_PROMPT
 from nearfield.runtime.tokenizer import Tokenizer

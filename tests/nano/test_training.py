@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from nearfield.errors import NearfieldError
-from nearfield.nano.training import Losses, Plan, finished, train
+from nearfield.nano.training import Losses, Plan, Pools, finished, train
 from torch import Tensor, nn
 
 PLAN = Plan("line", steps=60, learning_rate=0.1, warmup_steps=5, ema=0.9)
@@ -97,3 +98,14 @@ def test_the_rate_rises_then_falls() -> None:
     assert rates[0] == pytest.approx(0.02)
     assert max(rates) == pytest.approx(0.1)
     assert rates[-1] < 0.01
+
+
+def test_the_batches_of_a_pool_hold_what_was_drawn_once_and_each_is_of_like_length() -> None:
+    pools = Pools(lambda rng: "x" * rng.randrange(100), len, batch=4, batches=3)
+    rng = random.Random(1)  # of the second pool
+    drawn = ["x" * rng.randrange(100) for _ in range(12)]
+    batches = [pools.batch(step) for step in (3, 4, 5)]
+    assert sorted(each for batch in batches for each in batch) == sorted(drawn)
+    shortest_first = sorted(batches, key=lambda batch: len(batch[0]))
+    assert [each for batch in shortest_first for each in batch] == sorted(drawn, key=len)
+    assert pools.batch(4) == batches[1]
