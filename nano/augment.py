@@ -2,7 +2,7 @@
 
 Inputs: (samples,) float32 or int16 at 16 kHz → outputs: (samples,) float32 in −1…1. Speed and pitch change together by
 up to 12 %; then come silence before and after, a small room, a narrower band (a telephone's 300–3400 Hz at the
-narrowest), noise of some colour 10–40 dB below the speech, and another level, ±12 dB.
+narrowest), noise of some colour 8–36 dB below the speech, and another level, ±12 dB.
 
 It takes under two milliseconds an utterance: the room, the band and the tone of the microphone are one multiplication
 in the frequency domain, and noises are kept ready.
@@ -21,14 +21,14 @@ SAMPLE_RATE_HZ = 16000
 
 SPEED_SPAN = 0.12
 SILENCE_S = 0.5
-SNR_DB = (10.0, 40.0)
+SNR_DB = (8.0, 36.0)
 LEVEL_DB = 12.0
-LOUDEST_PEAK = 1.5  # of full scale: a little clipping is heard too
+LOUDEST_PEAK = 4.0  # of full scale: what is too loud is cut off, as a recorder would
 ROOM_SHARE, BAND_SHARE, NOISE_SHARE = 0.5, 0.4, 0.85  # how often each happens, at full strength
 ROOMS = 48
 ROOM_S = 0.35
 NOISE_SAMPLES = 1 << 20
-NOISE_SLOPES = (0.0, 0.5, 1.0, 1.0, 1.5, 2.0)  # power falls as 1/f^slope: white, pink, brown
+NOISE_SLOPES = (0.0, 0.0, 0.5, 1.0, 1.0, 2.0)  # power falls as 1/f^slope: white, pink, brown
 _CURVE_HZ = np.geomspace(60, SAMPLE_RATE_HZ / 2, 32)
 
 

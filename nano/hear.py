@@ -3,14 +3,13 @@
 Inputs: recordings of the corpus, disturbed anew each time → output: the state of ``thinker.audio_tower``. The head is
 the Thinker's own embedding table: a frame's score for a word is the dot product with that word's row, and the row of
 the audio placeholder plays CTC's blank (Graves et al. 2006), so that afterwards the Thinker finds words where it looks
-for them and nothing but a scale is thrown away. A few hundred steps on espeak's exact word times come first: plain
-CTC spends most of an hour finding the alignment.
+for them and nothing but a scale is thrown away. A few hundred steps on exact word times come first, where synthesizers
+tell them: plain CTC spends most of an hour finding the alignment.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,15 +39,18 @@ TOKEN_SAMPLES = 640
 """An embedding is 40 ms."""
 
 FIRST = Plan("hear-first", steps=8000, learning_rate=1.5e-3, warmup_steps=200, ema=0.998)
-SECOND = Plan("hear", steps=2500, learning_rate=8e-4, warmup_steps=50, ema=0.998, seed=11)
+SECOND = Plan("hear-second", steps=2500, learning_rate=8e-4, warmup_steps=50, ema=0.998, seed=11)
 """The second part makes much of the few natural voices there are, so that others are understood too."""
+THIRD = Plan("hear", steps=3000, learning_rate=1e-3, warmup_steps=50, ema=0.998, seed=12)
+"""In the third part embeddings become the rows of the words they tell of, as stage ``reason`` pretends they are."""
 _BATCH = 24
-_FIRST_TIMED, _SECOND_TIMED = 12, 8  # recordings of espeak in a batch
 _ALIGNED_STEPS = 500  # on word times, before CTC
 _DISTURBED_STEPS = 2500  # until the disturbance has its full strength; from then on throats differ as well
 _THROATS, _WIDE_THROATS = 0.12, 0.2
 _BAND_MASKS, _BAND_BINS = 2, 18  # at most, of 128
 _TIME_MASKS, _TIME_FRAMES = 2, 8  # of 10 ms
+_MATCHED = 0.3
+"""Weight, in the third part, of how far embeddings are from the rows they should be."""
 _SCALE = 1.0  # of the scores at the start
 
 _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15))  # by layer and head, in steps of 20 ms
@@ -59,6 +61,7 @@ def hear_stage() -> nn.Module:
     ear, recordings = Ear(finished("text")["embed_tokens.weight"]).to(device()), Recordings.load("train")
     train(FIRST, ear, FirstLoss(ear, recordings))
     train(SECOND, ear, SecondLoss(ear, recordings))
+    train(THIRD, ear, ThirdLoss(ear, recordings))
     return ear
 
 
@@ -70,7 +73,9 @@ class Ear(nn.Module):
         self.tower: Qwen2_5OmniAudioEncoder = build().thinker.model.audio_tower
         self.scale = nn.Parameter(torch.tensor(_SCALE))
         rows = embedding[torch.tensor([token_ids().audio, unknown_id(), *word_ids().values()])]
-        self.words = nn.Buffer(F.normalize(rows, dim=-1), persistent=False)  # (1 blank + 1 unknown + words, D)
+        self.rows = nn.Buffer(rows.clone(), persistent=False)  # (1 blank + 1 unknown + words, D)
+        self.words = nn.Buffer(F.normalize(rows, dim=-1), persistent=False)
+        self.loudness = float(embedding.norm(dim=-1).mean()) / embedding.shape[1] ** 0.5
         look_nearby(self.tower)
 
     def scores(self, embeddings: Tensor) -> Tensor:
@@ -79,18 +84,18 @@ class Ear(nn.Module):
 
 
 class FirstLoss:
-    """CTC on words; in the first steps cross-entropy on the word times espeak gives."""
+    """CTC on words; in the first steps cross-entropy on word times."""
 
     def __init__(self, ear: Ear, recordings: Recordings) -> None:
         self._ear, self._recordings = ear, recordings
-        self._timed, self._untimed = _by_word_times(recordings)
+        self._timed = np.flatnonzero([entry.words is not None for entry in recordings.entries])
+        self._shares = recordings.shares()
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
-        """The loss of one batch, half of it espeak's once CTC has begun."""
+        """The loss of one batch."""
         aligned = step < _ALIGNED_STEPS
-        chosen = rng.choice(self._timed, _BATCH if aligned else _FIRST_TIMED)
-        if not aligned:
-            chosen = np.concatenate([chosen, rng.choice(self._untimed, _BATCH - len(chosen))])
+        shares = None if aligned else self._shares
+        chosen = rng.choice(self._timed if aligned else len(self._recordings), _BATCH, p=shares)
         recordings = [self._recordings[index] for index in chosen]
         strength = min(1.0, step / _DISTURBED_STEPS)
         sounds = [disturb_timed(recording.samples, rng, strength) for recording in recordings]
@@ -108,27 +113,36 @@ class SecondLoss:
     """CTC on words, of which bands and moments are missing; of the natural voices the rare ones are heard as well."""
 
     def __init__(self, ear: Ear, recordings: Recordings) -> None:
-        self._ear, self._recordings = ear, recordings
-        self._timed, self._untimed = _by_word_times(recordings)
-        voices = [recordings.entries[index].voice for index in self._untimed]
-        shares = np.array([Counter(voices)[voice] for voice in voices]) ** -0.5
-        self._shares = shares / shares.sum()
+        self._ear, self._recordings, self._shares = ear, recordings, recordings.shares()
 
     def __call__(self, _: int, rng: np.random.Generator) -> Losses:
-        """The loss of one batch, a third of it espeak's."""
-        natural = rng.choice(self._untimed, _BATCH - _SECOND_TIMED, p=self._shares)
-        chosen = np.concatenate([rng.choice(self._timed, _SECOND_TIMED), natural])
-        recordings = [self._recordings[index] for index in chosen]
+        """The loss of one batch."""
+        return {"loss": self._heard(rng)[0]}
+
+    def _heard(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """CTC's loss; of all that was heard, embeddings ``(N, D)`` and their log-probabilities ``(N, classes)``."""
+        recordings = [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
         mel, frames = features([disturb(recording.samples, rng) for recording in recordings], rng, masked=True)
         with precision(self._ear):
             embeddings, tokens = encode(self._ear.tower, mel, frames)
-        return {"loss": ctc(self._ear.scores(embeddings), tokens, [recording.prompt for recording in recordings])}
+        scores = self._ear.scores(embeddings)
+        loss = ctc(scores, tokens, [recording.prompt for recording in recordings])
+        inside = torch.arange(scores.shape[1], device=tokens.device) < tokens[:, None]
+        return loss, embeddings[inside].float(), scores[inside]
 
 
-def _by_word_times(recordings: Recordings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which recordings have word times, espeak's, and which have none: the natural voices."""
-    timed = np.array([entry.words is not None for entry in recordings.entries])
-    return np.flatnonzero(timed), np.flatnonzero(~timed)
+class ThirdLoss(SecondLoss):
+    """The same, and how far each embedding is from the rows of what it is taken for, each as likely as it is."""
+
+    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch; ``apart`` is relative to the rows' squared length, for words and for pauses."""
+        loss, embeddings, scores = self._heard(rng)
+        likely = scores.detach().exp()
+        errors = (embeddings * self._ear.loudness - likely @ self._ear.rows).square().sum(-1)
+        errors = errors / self._ear.rows.square().sum(-1).mean()
+        paused = likely[:, 0] > 0.5
+        apart = sum((errors[kind].sum() / kind.sum().clamp(min=1) for kind in (paused, ~paused)), torch.zeros(()))
+        return {"loss": loss + _MATCHED * apart, "ctc": loss.detach(), "apart": apart.detach()}
 
 
 def ctc(scores: Tensor, tokens: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -222,9 +236,14 @@ def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @functools.cache
 def word_ids() -> dict[str, int]:
-    """Every word of the world, lower case, and the token that stands for it inside a sentence."""
-    ids = {word: tokenizer().encode(f" {word}").ids for word in sorted({word.lower() for word in vocabulary()})}
-    return {word: token[0] for word, token in ids.items() if len(token) == 1}
+    """Every word of the prompts, lower case, and the token that stands for it: inside a sentence, where it ever is."""
+    ids = {}
+    for word in sorted({word.lower() for word in vocabulary()}):
+        spelt = (tokenizer().encode(text).ids for text in (f" {word}", word))  # "where" only ever begins a sentence
+        whole = [tokens[0] for tokens in spelt if len(tokens) == 1]
+        if whole:
+            ids[word] = whole[0]
+    return ids
 
 
 def unknown_id() -> int:

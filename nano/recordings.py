@@ -8,6 +8,7 @@ import bisect
 import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ SPEECH_LEVEL_DB = -20.0  # RMS over the frames that hold speech
 PEAK = 0.98
 SILENT_BELOW_DB = -45.0  # under the loudest frame
 FRAME_SAMPLES = 160
+_ESPEAK_SHARE = 1 / 3
 SHORTEST_S_A_LETTER, LONGEST_S_A_LETTER = 0.03, 0.3
 
 Spoken = tuple[Voice, Exchange, Speech]
@@ -58,7 +60,8 @@ PARTS = (
     Part("train", "flite", 5400, (("flite/slt", 3), ("flite/awb", 3), ("flite/kal16", 2), ("flite/kal", 1))),
     Part("train", "pico", 4000, (("pico/en-US", 1),)),
     Part("train", "festival", 1800, (("festival/slt-hts", 2), ("festival/kal", 1))),
-    Part("train", "piper", 300, (("piper/joe", 1),)),
+    Part("train", "piper", 900, (("piper/joe", 1),)),
+    Part("train", "kokoro", 900, (("kokoro/*", 1),)),
     Part("heldout-sentences", "espeak", 210, (("espeak/*", 1),), "heldout"),
     Part("heldout-sentences", "flite", 210, (("flite/slt", 1), ("flite/awb", 1), ("flite/kal16", 1)), "heldout"),
     Part("heldout-sentences", "pico", 105, (("pico/en-US", 1),), "heldout"),
@@ -116,6 +119,21 @@ class Recordings(Sequence[Recording]):
             entries = msgspec.json.decode(index.read_bytes(), type=list[Entry])
             parts.append((entries, np.memmap(index.with_suffix(".i16"), dtype=np.int16, mode="r")))
         return cls(parts)
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """(recordings,): how often to draw each, so that many voices are heard and none too often.
+
+        The few of each of espeak's hundreds of voices together make a third; of the natural voices, a rare one is heard
+        more than its recordings are many: each has the square root of their number.
+        """
+        voices = [entry.voice for entry in self.entries]
+        counts = Counter(voices)
+        espeak = np.array([voice.startswith("espeak/") for voice in voices])
+        shares = np.where(espeak, 1.0, [counts[voice] ** -0.5 for voice in voices])
+        for kind, share in ((espeak, _ESPEAK_SHARE), (~espeak, 1 - _ESPEAK_SHARE)):
+            if kind.any():
+                shares[kind] *= share / shares[kind].sum()
+        return np.asarray(shares / shares.sum())
 
     def __len__(self) -> int:
         return len(self.entries)

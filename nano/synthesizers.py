@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from .voices import espeak, festival, flite, pico, piper
+from .voices import espeak, festival, flite, kokoro, pico, piper
 from .voices.speech import Engine, EngineName, Line, Speech, SynthesizerError, Voice, Word
 
 __all__ = ["Line", "Speech", "SynthesizerError", "Voice", "Word", "speak", "speak_many", "voices"]
@@ -31,6 +31,7 @@ NATURAL: dict[EngineName, tuple[str, ...]] = {
     "festival": tuple(festival.VOICES),
     "pico": pico.KEYS,
     "piper": piper.KEYS,
+    "kokoro": kokoro.KEYS,
 }
 
 
@@ -75,3 +76,5 @@ def _engine(name: EngineName) -> Engine:
             return pico.engine()
         case "piper":
             return piper.engine()
+        case "kokoro":
+            return kokoro.engine()

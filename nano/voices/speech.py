@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...errors import NearfieldError
 
-EngineName = Literal["espeak", "flite", "festival", "pico", "piper"]
+EngineName = Literal["espeak", "flite", "festival", "pico", "piper", "kokoro"]
 Word = tuple[str, float, float]  # the word in lower case, start and end in seconds
 
 

@@ -1,9 +1,13 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from nearfield.nano import hear
 from nearfield.nano.chat import front
 from nearfield.nano.model import build
+from nearfield.nano.sentences import plain
+from nearfield.nano.world import Skill, draw
 from nearfield.runtime.mel import log_mel
 from torch import nn
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
@@ -44,6 +48,16 @@ def test_classes_are_the_world_s_words_and_one_for_all_others() -> None:
     seven, unknown = hear.classes("Seven, umbrella!")
     assert seven > 1
     assert unknown == 1
+
+
+def test_every_word_of_every_prompt_has_a_class_of_its_own() -> None:
+    rng = random.Random(0)
+    skills: tuple[Skill, ...] = ("sums", "digits", "talk", "again", "picture", "video")
+    said = {word for skill in skills for _ in range(500) for word in plain(draw(skill, rng, "train").prompt).split()}
+    assert {"where", "tell", "subtract"} < said, "some words only ever begin a sentence"
+    kinds = [hear.classes(word)[0] for word in said]
+    assert min(kinds) > 1
+    assert len(set(kinds)) == len(kinds)
 
 
 def test_heard_drops_repeats_and_blanks() -> None:

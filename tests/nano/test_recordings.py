@@ -10,6 +10,7 @@ from nearfield.nano.recordings import (
     PARTS,
     SAMPLE_RATE_HZ,
     SPEECH_LEVEL_DB,
+    Entry,
     Recordings,
     Spoken,
     clean,
@@ -89,6 +90,16 @@ def test_a_corpus_is_its_parts_one_after_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(corpus[-1].samples, corpus[4].samples)
     with pytest.raises(IndexError):
         corpus[5]
+
+
+def test_rare_voices_are_drawn_more_than_their_number_and_espeak_a_third() -> None:
+    voices = ["espeak/a"] * 6 + ["espeak/b"] * 2 + ["flite/often"] * 16 + ["piper/rare"] * 4
+    entries = [Entry(voice, "talk", "Hello.", "Hello.", 0, 10, None) for voice in voices]
+    shares = Recordings([(entries, np.zeros(10, np.int16))]).shares()
+    drawn = {voice: sum(share for share, of in zip(shares, voices, strict=True) if of == voice) for voice in voices}
+    assert drawn == pytest.approx({"espeak/a": 6 / 24, "espeak/b": 2 / 24, "flite/often": 4 / 9, "piper/rare": 2 / 9})
+    alone = Recordings([(entries[:8], np.zeros(10, np.int16))]).shares()
+    np.testing.assert_allclose(alone, np.full(8, 1 / 8))
 
 
 def test_a_part_that_fails_leaves_no_part(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from nearfield.nano.synthesizers import HELD_OUT, HELD_OUT_VARIANTS, speak_many, voices
-from nearfield.nano.voices import espeak, festival, flite, pico, piper
+from nearfield.nano.voices import espeak, festival, flite, kokoro, pico, piper
 from nearfield.nano.voices.speech import Engine, Line, Speech, SynthesizerError, Voice, spoken_words
 
 TEXT = "Hello, what is thirty seven plus four?"
@@ -15,6 +15,7 @@ ENGINES: dict[str, tuple[Callable[[], Engine], str]] = {
     "festival": (festival.engine, "kal"),
     "pico": (pico.engine, "en-US"),
     "piper": (piper.engine, "joe"),
+    "kokoro": (kokoro.engine, "en-gb+jf_alpha/jm_kumo"),
 }
 
 
@@ -63,6 +64,7 @@ def test_the_same_line_sounds_the_same(name: str) -> None:
         ("festival", "nobody"),
         ("pico", "de-DE"),
         ("piper", "nobody"),
+        ("kokoro", "jf_alpha"),
     ],
 )
 def test_an_unknown_voice_is_an_error_not_another_voice(name: str, key: str) -> None:
