@@ -9,6 +9,7 @@ from speech, reading them is what the joint stage would otherwise spend its hour
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +27,12 @@ from .tokenizer import token_ids
 from .training import Losses, Plan, Pools, device, device_of, precision, quicken, train
 from .world import Exchange, Skill, answer, draw
 
-REASON = Plan("reason", steps=2200, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
-_HEARD, _TYPED, _SUMS = 32, 10, 256
-_WEIGHTS = {"heard": 1.0, "typed": 0.3, "sums": 0.5}
+FIRST = Plan("reason-first", steps=2200, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=1)
+SECOND = Plan("reason", steps=3000, learning_rate=1.2e-3, ema=0.998, weight_decay=0.05, seed=2)
+_FIRST_BATCH = {"heard": 32, "typed": 10, "sums": 256}
+_SECOND_BATCH = {"heard": 40, "typed": 14, "sums": 64}
+_FIRST_WEIGHTS = {"heard": 1.0, "typed": 0.3, "sums": 0.5}
+_SECOND_WEIGHTS = {"heard": 1.0, "typed": 0.5, "sums": 0.3}
 _POOL_BATCHES = 4
 
 _SKILLS: dict[Skill, float] = {"sums": 0.4, "digits": 0.25, "talk": 0.15, "again": 0.1, "refusal": 0.1}
@@ -38,8 +42,10 @@ _LONG_PROMPTS = 0.4
 _REPEATED = (1, 1, 1, 2, 2, 3)
 """For how many embeddings of 40 ms CTC holds a word: mostly one."""
 _PAUSE = (1, 9)
-_NOISE = 0.3
-"""Length of what is added to every row, as a share of its own."""
+_FIRST_NOISE, _SECOND_NOISE = 0.3, 0.6
+"""Length of what is added to every row, as a share of its own; in the second part it is the most that is added."""
+_DOUBT = 0.4
+"""Share that another word has in a row, at most: in the second part the tower is not always sure."""
 
 
 def reason_stage() -> Qwen2_5OmniThinkerTextModel:
@@ -47,7 +53,8 @@ def reason_stage() -> Qwen2_5OmniThinkerTextModel:
     model = text_model("text").to(device())
     model.embed_tokens.weight.requires_grad_(False)
     quicken(model.layers)
-    train(REASON, model, ReasonLoss(model))
+    train(FIRST, model, ReasonLoss(model, _FIRST_BATCH, _FIRST_WEIGHTS, sure=True))
+    train(SECOND, model, ReasonLoss(model, _SECOND_BATCH, _SECOND_WEIGHTS, sure=False))
     return model
 
 
@@ -62,25 +69,40 @@ class Heard:
 class ReasonLoss:
     """Cross-entropy of replies to prompts as heard and as typed, and of the results of sums that stand alone."""
 
-    def __init__(self, model: Qwen2_5OmniThinkerTextModel) -> None:
-        self._model = model
+    def __init__(
+        self, model: Qwen2_5OmniThinkerTextModel, counts: Mapping[str, int], weights: Mapping[str, float], *, sure: bool
+    ) -> None:
+        self._model, self._counts, self._weights, self._sure = model, counts, weights, sure
         self._pools = Pools(
-            heard_conversation, _length, _HEARD, _POOL_BATCHES, lambda pool: random.Random(f"heard {pool}")
+            heard_conversation,
+            _length,
+            counts["heard"],
+            _POOL_BATCHES,
+            lambda pool: random.Random(f"heard {pool}" if sure else f"doubtful {pool}"),
         )
 
     def __call__(self, step: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of each kind."""
         heard = self._pools.batch(step)
         words = random.Random(int(rng.integers(1 << 62)))
-        typed = [typed_conversation(words, "train", _LONG_PROMPTS) for _ in range(_TYPED)]
+        typed = [typed_conversation(words, "train", _LONG_PROMPTS) for _ in range(self._counts["typed"])]
         batch = collate([it.example for it in heard])
         losses = {
-            "heard": self._losses(batch, _as_heard_rows(self._model.embed_tokens.weight, batch, heard, rng)),
+            "heard": self._losses(batch, self._heard_rows(batch, heard, rng)),
             "typed": self._losses(collate(typed)),
-            "sums": self._losses(sums_alone(words, _SUMS)),
+            "sums": self._losses(sums_alone(words, self._counts["sums"])),
         }
-        total = sum((_WEIGHTS[kind] * parts["loss"] for kind, parts in losses.items()), torch.zeros(()))
+        total = sum((self._weights[kind] * parts["loss"] for kind, parts in losses.items()), torch.zeros(()))
         return {"loss": total, **{kind: parts["exact"] for kind, parts in losses.items()}}
+
+    def _heard_rows(self, batch: Batch, heard: list[Heard], rng: np.random.Generator) -> Tensor:
+        """``(B, S, D)``: the rows of the batch's tokens, and for its sounds those of their paths, with noise."""
+        assert all(len(media_parts(it.example.messages)) == len(it.paths) for it in heard)
+        table = self._model.embed_tokens.weight
+        paths = [torch.tensor(heard[place.row].paths[place.part]) for place in batch.places]
+        said = [table[path] if self._sure else _doubted(table, path, rng) for path in paths]
+        loudness = [_FIRST_NOISE if self._sure else rng.uniform(0, _SECOND_NOISE) for _ in paths]
+        return put(table[batch.tokens], batch.places, [_noisy(*pair, rng) for pair in zip(said, loudness, strict=True)])
 
     def _losses(self, batch: Batch, embeddings: Tensor | None = None) -> dict[str, Tensor]:
         batch = batch.to(device_of(self._model))
@@ -133,11 +155,16 @@ def _length(heard: Heard) -> int:
     return sum(map(len, heard.paths))
 
 
-def _as_heard_rows(table: Tensor, batch: Batch, heard: list[Heard], rng: np.random.Generator) -> Tensor:
-    """``(B, S, D)``: the rows of the batch's tokens, and in place of its sounds those of their paths, with noise."""
-    assert all(len(media_parts(it.example.messages)) == len(it.paths) for it in heard)
-    path = torch.tensor([token for place in batch.places for token in heard[place.row].paths[place.part]])
-    said = table[path]
-    noise = torch.from_numpy(rng.normal(size=said.shape).astype(np.float32)).to(said.device)
-    noisy = said + noise * said.norm(dim=-1, keepdim=True) * (_NOISE / said.shape[-1] ** 0.5)
-    return put(table[batch.tokens], batch.places, [noisy])
+def _doubted(table: Tensor, path: Tensor, rng: np.random.Generator) -> Tensor:
+    """The rows ``(T, D)`` of a path, each with some share of the blank's row or another word's in it."""
+    words = [token_ids().audio, *word_ids().values()]
+    others = torch.from_numpy(rng.choice(words, len(path)) if rng.random() < 0.5 else np.full(len(path), words[0]))
+    shares = torch.from_numpy(rng.uniform(0, _DOUBT, (len(path), 1)).astype(np.float32)).to(table.device)
+    rows: Tensor = table[path].lerp(table[others], shares)
+    return rows
+
+
+def _noisy(rows: Tensor, loudness: float, rng: np.random.Generator) -> Tensor:
+    """Rows ``(T, D)`` with noise of ``loudness`` times their length."""
+    noise = torch.from_numpy(rng.normal(size=rows.shape).astype(np.float32)).to(rows.device)
+    return rows + noise * rows.norm(dim=-1, keepdim=True) * (loudness / rows.shape[-1] ** 0.5)
