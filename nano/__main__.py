@@ -2,7 +2,7 @@
 
 A stage that is finished only says so, and one that was interrupted goes on from its last state: to make something
 again, delete its files in nano/build/. The whole takes hours, so stages that need nothing of each other run side by
-side, two at a time, each on half of the processor's cores.
+side, two at a time, each on half of the processor's cores; the last long ones have both halves, in two processes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import NearfieldError
+from .training import device
 
 _SIDE_BY_SIDE = 2
 _LOOK_EVERY_S = 0.5
@@ -24,11 +25,26 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the making: what it is called, the function that does it, and the stages it builds on."""
+    """One step of the making: what it is called, the function that does it, and the stages it builds on.
+
+    With ``shared``, ``torchrun`` deals it to all the processes there may be at a time.
+    """
 
     name: str
     function: str
     needs: tuple[str, ...] = ()
+    shared: bool = False
+
+    @property
+    def processes(self) -> int:
+        """How many it takes: on a GPU one is enough."""
+        return _SIDE_BY_SIDE if self.shared and device().type == "cpu" else 1
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
+        return [sys.executable, *(torchrun if self.processes > 1 else []), "-m", __package__ or "", self.name]
 
 
 STAGES = (  # of those that could be next, the first is: so the longest way to the end comes first
@@ -37,12 +53,12 @@ STAGES = (  # of those that could be next, the first is: so the longest way to t
     Stage("hear", "hear:hear_stage", ("recordings", "text")),
     Stage("reason", "reason:reason_stage", ("text",)),
     Stage("see", "see:see_stage", ("text",)),
-    Stage("understand", "understand:understand_stage", ("hear", "reason", "see")),
+    Stage("understand", "understand:understand_stage", ("hear", "reason", "see"), shared=True),
     Stage("codec", "codec:train_codec"),
     Stage("talker", "talker:talker_stage", ("codec", "reason")),
     Stage("dit", "dit:dit_stage", ("codec",)),
     Stage("vocoder", "vocoder:vocoder_stage", ("codec",)),
-    Stage("talker-final", "talker:talker_final_stage", ("talker", "understand")),
+    Stage("talker-final", "talker:talker_final_stage", ("talker", "understand"), shared=True),
     Stage("assemble", "assemble:assemble_stage", ("talker-final", "dit", "vocoder")),
     Stage("export", "assemble:export_stage", ("assemble",)),
     Stage("heldout", "heldout:main", ("recordings",)),
@@ -81,14 +97,15 @@ def _run(stage: Stage) -> int:
 def _run_all() -> int:
     """Run every stage in a process of its own once what it needs is done; stops at the first that fails."""
     threads = str(max(1, (os.cpu_count() or 2) // _SIDE_BY_SIDE))
+    known = {stage.name: stage for stage in STAGES}
     waiting, running, done = list(STAGES), dict[str, subprocess.Popen[bytes]](), set[str]()
     missed = 0
     try:
         while waiting or running:
-            ready = [stage for stage in waiting if done.issuperset(stage.needs)]
-            for stage in ready[: _SIDE_BY_SIDE - len(running)]:
-                command = [sys.executable, "-m", __package__ or "", stage.name]
-                running[stage.name] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads})
+            for stage in [stage for stage in waiting if done.issuperset(stage.needs)]:
+                if sum(known[name].processes for name in running) + stage.processes > _SIDE_BY_SIDE:
+                    break
+                running[stage.name] = subprocess.Popen(stage.command, env={**os.environ, "OMP_NUM_THREADS": threads})
                 waiting.remove(stage)
             time.sleep(_LOOK_EVERY_S)
             for name in [name for name, process in running.items() if process.poll() is not None]:

@@ -49,7 +49,7 @@ from .training import Losses, Plan, Pools, device, device_of, finished, precisio
 from .understand import Mind
 
 TALKER = Plan("talker", steps=4500, learning_rate=2e-3, ema=0.995, seed=6)
-TALKER_FINAL = Plan("talker-final", steps=500, learning_rate=5e-4, warmup_steps=30, ema=0.99, seed=7)
+TALKER_FINAL = Plan("talker-final", steps=1000, learning_rate=8e-4, warmup_steps=30, ema=0.995, seed=7, shares=2)
 
 _BATCH = 16
 _POOL_BATCHES = 8
@@ -119,11 +119,11 @@ class TalkerLoss:
             self._conversation, _length, _BATCH, _POOL_BATCHES, lambda pool: random.Random(f"{plan.seed} {pool}")
         )
 
-    def __call__(self, step: int, rng: np.random.Generator) -> Losses:
-        """The loss of step ``step``, whose batch is one of a pool drawn for several steps."""
-        spoken = self._pools.batch(step)
+    def __call__(self, number: int, rng: np.random.Generator) -> Losses:
+        """The loss of batch ``number``, which is one of a pool drawn for several."""
+        spoken = self._pools.batch(number)
         batch = collate([example.example for example in spoken]).to(device_of(self._talker))
-        rows = self._rows(self._thinkers[step % len(self._thinkers)], batch, spoken)
+        rows = self._rows(self._thinkers[number % len(self._thinkers)], batch, spoken)
         voices = torch.tensor([voice_tokens()[example.speaker] for example in spoken])
         return self.losses(rows, batch, voices, [example.codes for example in spoken], rng)
 

@@ -1,8 +1,11 @@
 """The loop every training stage shares: AdamW under a cosine, averaged weights, a curve on disk, and resuming.
 
-Inputs: a :class:`Plan`, a module, a function from (step, generator) to losses → outputs: the trained module,
-``build/states/<name>.pt`` and ``<name>.csv``. A run stopped at any moment goes on from its last state and sees the
+Inputs: a :class:`Plan`, a module, a function from (number of the batch, generator) to losses → outputs: the trained
+module, ``build/states/<name>.pt`` and ``<name>.csv``. A run stopped at any moment goes on from its last state and sees the
 batches an uninterrupted run would have seen, since the generator of a step depends on the seed and the step alone.
+
+A plan may draw a step's batch in shares. ``torchrun`` can then give each to a process of its own; one process does them
+one after another, with the same result.
 
 Everything is built and drawn on the CPU, so it is the same with a GPU as without: a stage moves its module to `device`
 before training, and its loss what it drew to where the module is. A stage may begin on one device and end on another.
@@ -16,14 +19,14 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from ..errors import NearfieldError
@@ -91,7 +94,10 @@ class Pools(Generic[T]):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a stage is trained. ``ema``: decay of the averaged weights the stage ends with, or None for the last ones."""
+    """How a stage is trained. ``ema``: decay of the averaged weights the stage ends with, or None for the last ones.
+
+    ``shares``: in how many batches, each with its own generator, a step is drawn.
+    """
 
     name: str
     steps: int
@@ -102,6 +108,7 @@ class Plan:
     ema: float | None = None
     clip: float = 1.0
     seed: int = 0
+    shares: int = 1
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step``: linear warm-up, then a cosine down to 3 % of the peak."""
@@ -138,15 +145,17 @@ def train(
         curve_file.unlink(missing_ok=True)
 
     module.train()
+    team = Team.of(plan)
     started = saved = time.monotonic()
-    with tqdm(total=plan.steps, initial=step, desc=plan.name, unit="step", mininterval=10) as bar:
+    with tqdm(
+        total=plan.steps, initial=step, desc=plan.name, unit="step", mininterval=10, disable=not team.leads
+    ) as bar:
         while step < plan.steps:
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate(step)
-            losses = loss(step, np.random.default_rng((plan.seed, step)))
-            if not bool(torch.isfinite(losses["loss"])):
-                raise NearfieldError(f"stage {plan.name}: the loss is {losses['loss'].item()} at step {step}")
-            losses["loss"].backward()
+            losses = team.backward(plan, module, loss, step)
+            if not math.isfinite(losses["loss"]):
+                raise NearfieldError(f"stage {plan.name}: the loss is {losses['loss']} at step {step}")
             torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -154,17 +163,68 @@ def train(
             if average is not None and plan.ema is not None:
                 _follow(average, module, min(plan.ema, step / (step + 10)))
             bar.update()
-            if step % _CURVE_EVERY_STEPS == 0:
-                values = {key: value.item() for key, value in losses.items()}
-                _append(curve_file, {"step": step, "seconds": round(seconds + time.monotonic() - started, 1), **values})
-                bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-            if time.monotonic() - saved > _SAVE_EVERY_S:
+            if step % _CURVE_EVERY_STEPS == 0 and team.leads:
+                _append(curve_file, {"step": step, "seconds": round(seconds + time.monotonic() - started, 1), **losses})
+                bar.set_postfix({key: f"{value:.3f}" for key, value in losses.items()}, refresh=False)
+            if time.monotonic() - saved > _SAVE_EVERY_S and team.leads:
                 _save(state_file, module, optimizer, average, step, seconds + time.monotonic() - started)
                 saved = time.monotonic()
     if average is not None:
         module.load_state_dict(average)
     module.eval()
-    _save(state_file, module, None, None, step, seconds + time.monotonic() - started)
+    if team.leads:
+        _save(state_file, module, None, None, step, seconds + time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train one module together, each with its own copy of it; usually there is one.
+
+    They add up what they found after every step, so that all copies stay equal. The first alone writes anything.
+    """
+
+    rank: int
+    size: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Team:
+        """The team ``torchrun`` started, or this process. Raises `NearfieldError` for shares that cannot be dealt."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if plan.shares % size:
+            raise NearfieldError(
+                f"stage {plan.name} has {plan.shares} shares a step: {size} processes cannot deal them"
+            )
+        if size > 1 and not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+        return cls(int(os.environ.get("RANK", "0")), size)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def backward(
+        self, plan: Plan, module: nn.Module, loss: Callable[[int, np.random.Generator], Losses], step: int
+    ) -> dict[str, float]:
+        """Leave in ``module`` the gradients of a step, the mean over its shares; returns the mean losses."""
+        values: dict[str, Tensor] = {}
+        for share in range(self.rank, plan.shares, self.size):
+            losses = loss(step * plan.shares + share, np.random.default_rng((plan.seed, step, share)))
+            (losses["loss"] / plan.shares).backward()
+            for key, value in losses.items():
+                values[key] = values.get(key, torch.zeros(())) + value.detach() / plan.shares
+        if self.size > 1:
+            gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+            _add_up([*gradients, *values.values()])
+        return {key: value.item() for key, value in values.items()}
+
+
+def _add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes, in one message."""
+    together = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+    distributed.all_reduce(together)
+    for tensor, summed in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
 
 
 def quicken(layers: Iterable[nn.Module]) -> None:

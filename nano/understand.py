@@ -8,7 +8,6 @@ says of a word stays near that word; and the Thinker keeps its table of sums, wh
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,14 +28,15 @@ from .sentences import TRANSCRIPT_SYSTEM
 from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
 from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
 
-UNDERSTAND = Plan("understand", steps=900, learning_rate=6e-4, warmup_steps=50, ema=0.997)
-_SPOKEN, _TYPED, _PICTURES, _CLIPS = 22, 6, 6, 1
-"""Conversations of each kind in a step."""
-_BATCH_SHARES = (0.45, 0.45, 0.1)
-"""Of the loss, for the shorter half of them, the longer half, and the clips, which are many times longer."""
+UNDERSTAND = Plan("understand", steps=3600, learning_rate=8e-4, warmup_steps=100, ema=0.998, shares=2)
+_SPOKEN, _TYPED, _PICTURES, _CLIPS = 12, 3, 3, 1
+"""Conversations of each kind in a share of a step; clips, which are many times longer, in every second step only."""
+_CLIPS_EVERY = 2
+_BATCH_WEIGHTS = (0.45, 0.45, 0.2)
+"""Weight of the loss for the shorter half of them, the longer half, and the clips."""
 _TRANSCRIBED = 0.25
 _TOWER_WEIGHT = 0.2
-_SUMS, _SUMS_WEIGHT = 64, 0.2
+_SUMS, _SUMS_WEIGHT = 32, 0.2
 _SPOKEN_EARLIER = 0.3
 
 
@@ -77,19 +77,19 @@ class UnderstandLoss:
     def __init__(self, mind: Mind, recordings: Recordings) -> None:
         self._mind, self._conversations = mind, Conversations(recordings)
 
-    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
-        """The loss of one batch of mixed conversations; the generator alone decides which."""
-        batches = [self._losses(drawn, rng) for drawn in self._conversations.batches(rng)]
-        shares = list(zip(_BATCH_SHARES, batches, strict=True))
-        reply, tower = (
-            sum((share * batch[key] for share, batch in shares), torch.zeros(())) for key in ("loss", "tower")
-        )
+    def __call__(self, number: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch of mixed conversations; but for the clips, the generator alone decides which."""
+        clips = 0 if (number // UNDERSTAND.shares + 1) % _CLIPS_EVERY else _CLIPS
+        parts = [self._losses(drawn, rng) for drawn in self._conversations.batches(rng, clips)]
         sums = self._sums(rng)
-        short, long, moving = batches
+        weighted = list(zip(_BATCH_WEIGHTS, parts, strict=False))
+        reply, tower = (
+            sum((weight * part[key] for weight, part in weighted), torch.zeros(())) for key in ("loss", "tower")
+        )
         return {
             "loss": reply + _TOWER_WEIGHT * tower + _SUMS_WEIGHT * sums["loss"],
-            "exact": (short["exact"] + long["exact"]) / 2,
-            "moving": moving["exact"],
+            "exact": (parts[0]["exact"] + parts[1]["exact"]) / 2,
+            **({"moving": parts[2]["exact"]} if clips else {}),
             "sums": sums["exact"],
             "reply": reply.detach(),
             "tower": tower.detach(),
@@ -143,26 +143,28 @@ class Conversations:
 
     def __init__(self, recordings: Recordings) -> None:
         self._recordings = recordings
-        self._by_skill: dict[Skill, list[int]] = defaultdict(list)
-        for index, entry in enumerate(recordings.entries):
-            self._by_skill[entry.skill].append(index)
+        self._by_skill: dict[Skill | None, tuple[list[int], list[float]]] = {}
+        skills, shares = [entry.skill for entry in recordings.entries], recordings.shares()
+        for skill in (None, *set(skills)):
+            indices = [index for index, its in enumerate(skills) if skill in (None, its)]
+            self._by_skill[skill] = indices, np.cumsum(shares[indices]).tolist()
 
-    def batches(self, rng: np.random.Generator) -> list[list[Conversation]]:
-        """One step's, always of the same mixture: the shorter half, the longer half, and the clips."""
+    def batches(self, rng: np.random.Generator, clips: int) -> list[list[Conversation]]:
+        """One share's, always of the same mixture: the shorter half, the longer half, and the clips, if any."""
         plain = random.Random(int(rng.integers(1 << 62)))
         short = [self._spoken(plain, rng) for _ in range(_SPOKEN)]
         short += [self._pictured(plain, rng) for _ in range(_PICTURES)]
         short += [Conversation(typed_conversation(plain, "train"), []) for _ in range(_TYPED)]
         short.sort(key=_length)
         half = len(short) // 2
-        return [short[:half], short[half:], [self._filmed(plain, rng) for _ in range(_CLIPS)]]
+        filmed = [self._filmed(plain, rng) for _ in range(clips)]
+        return [batch for batch in (short[:half], short[half:], filmed) if batch]
 
     def _spoken(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
         """One to three turns, the last spoken, earlier ones spoken or typed; or a transcript of one."""
-        index = plain.randrange(len(self._recordings))
-        if self._recordings.entries[index].skill in ("picture", "video"):
-            index = plain.choice(self._by_skill["talk"]) if plain.random() < 0.5 else index
-        last = self._recordings[index]
+        last = self._recording(plain)
+        if last.skill in ("picture", "video") and plain.random() < 0.5:
+            last = self._recording(plain, "talk")
         exchange = _exchange(last)
         if plain.random() < _TRANSCRIBED:
             system = message("system", plain.choice(TRANSCRIPT_SYSTEM))
@@ -174,7 +176,7 @@ class Conversations:
         for _ in range(turns):
             earlier = draw(plain.choice(("sums", "digits", "talk", "refusal")), plain, "train")
             if plain.random() < _SPOKEN_EARLIER:
-                recording = self._recordings[plain.choice(self._by_skill[earlier.skill])]
+                recording = self._recording(plain, earlier.skill)
                 earlier = _exchange(recording)
                 messages.append(_user(self._sound(recording, rng)))
                 said.append(recording.prompt)
@@ -203,7 +205,7 @@ class Conversations:
             earlier = draw(plain.choice(("sums", "digits", "talk")), plain, "train")
             messages += [message("user", typed(earlier, plain)), message("assistant", earlier.reply)]
         if plain.random() < 0.5:
-            recording = self._recordings[plain.choice(self._by_skill[skill])]
+            recording = self._recording(plain, skill)
             said.append(recording.prompt)
             sound = self._sound(recording, rng)
             messages.append(_user(sound, shown) if plain.random() < 0.7 else _user(shown, sound))
@@ -211,8 +213,14 @@ class Conversations:
             messages.append(_user(shown, Text(typed(draw(skill, plain, "train"), plain))))
         return Conversation(Example(messages, reply), said)
 
+    def _recording(self, plain: random.Random, skill: Skill | None = None) -> Recording:
+        """One of a skill, or of any."""
+        indices, shares = self._by_skill[skill]
+        (index,) = plain.choices(indices, cum_weights=shares)
+        return self._recordings[index]
+
     def _sound(self, recording: Recording, rng: np.random.Generator) -> Audio:
-        return Audio(disturb(recording.samples, rng, rng.random()))
+        return Audio(disturb(recording.samples, rng, rng.random() ** 0.5))
 
 
 def _length(conversation: Conversation) -> int:

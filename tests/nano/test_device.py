@@ -23,9 +23,10 @@ from nearfield.nano.world import Exchange, Skill, draw
 from second_device import SECOND, SecondDevice
 from torch import Tensor, nn
 
+_REASON = {"heard": 3, "typed": 2, "sums": 4}
 SMALL = {
-    (read, "_BATCH"): 3, (reason, "_HEARD"): 3, (reason, "_TYPED"): 2, (reason, "_SUMS"): 4, (understand, "_SUMS"): 4,
-    (hear, "_BATCH"): 4, (hear, "_FIRST_TIMED"): 2, (hear, "_SECOND_TIMED"): 2, (see, "_SMALL_BATCH"): (2, 2),
+    (read, "_BATCH"): 3, (reason, "_FIRST_BATCH"): _REASON, (reason, "_SECOND_BATCH"): _REASON, (understand, "_SUMS"): 4,
+    (understand, "_CLIPS_EVERY"): 1, (hear, "_BATCH"): 4, (see, "_SMALL_BATCH"): (2, 2),
     (see, "_SECOND_BATCH"): (2, 1), (understand, "_SPOKEN"): 2, (understand, "_TYPED"): 1,
     (understand, "_PICTURES"): 1, (understand, "_CLIPS"): 1, (talker, "_BATCH"): 4, (vocoder, "_BATCH"): 1,
     (dit, "BATCH_FRAMES"): 400,
@@ -113,7 +114,7 @@ def one_step(where: torch.device, folder: Path) -> Callable[[Plan, nn.Module, Ca
             return losses
 
         training.train(replace(plan, steps=1), module, checked, folder)
-        if not plan.name.endswith("-first"):
+        if not plan.name.endswith(("-first", "-second")):
             raise Stepped
 
     return train

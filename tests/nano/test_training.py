@@ -1,5 +1,9 @@
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,8 @@ from nearfield.nano.training import Losses, Plan, Pools, finished, train
 from torch import Tensor, nn
 
 PLAN = Plan("line", steps=60, learning_rate=0.1, warmup_steps=5, ema=0.9)
+SHARED = replace(PLAN, shares=2)
+ROOT = Path(__file__).parents[2]
 
 
 class Interrupted(Exception):
@@ -65,6 +71,40 @@ def test_a_run_begun_on_a_gpu_goes_on_without_one(tmp_path: Path, monkeypatch: p
         train(PLAN, halved, loss_of(halved, stop_at=31), tmp_path / "halved")
     train(PLAN, other, loss_of(other), tmp_path / "halved")
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(other), strict=True))
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from nearfield.nano.training import train
+from tests.nano.test_training import SHARED, fresh, loss_of
+line = fresh()
+train(SHARED, line, loss_of(line), Path(sys.argv[1]))
+print(line.weight.item())
+"""
+
+
+def test_two_processes_end_as_one_does(tmp_path: Path) -> None:
+    alone = fresh()
+    train(SHARED, alone, loss_of(alone), tmp_path / "alone")
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [*torchrun, str(script), str(tmp_path / "both")], env=environment, capture_output=True, text=True, check=True
+    )
+    assert [float(line) for line in ended.stdout.split()] == [alone.weight.item()] * 2, "all copies stay equal"
+    assert torch.equal(finished("line", tmp_path / "both")["weight"], alone.weight)
+    curves = [(tmp_path / run / "line.csv").read_text(encoding="utf-8").splitlines() for run in ("alone", "both")]
+    assert [row.split(",")[2] for row in curves[0]] == [row.split(",")[2] for row in curves[1]]
+
+
+def test_shares_that_cannot_be_dealt_evenly_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = fresh()
+    with pytest.raises(NearfieldError, match="line has 1 shares a step: not to be dealt to 2"):
+        train(PLAN, line, loss_of(line), tmp_path)
 
 
 def test_a_finished_stage_is_loaded_and_not_done_again(tmp_path: Path) -> None:
