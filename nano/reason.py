@@ -167,4 +167,5 @@ def _doubted(table: Tensor, path: Tensor, rng: np.random.Generator) -> Tensor:
 def _noisy(rows: Tensor, loudness: float, rng: np.random.Generator) -> Tensor:
     """Rows ``(T, D)`` with noise of ``loudness`` times their length."""
     noise = torch.from_numpy(rng.normal(size=rows.shape).astype(np.float32)).to(rows.device)
-    return rows + noise * rows.norm(dim=-1, keepdim=True) * (loudness / rows.shape[-1] ** 0.5)
+    noisy: Tensor = rows + noise * rows.norm(dim=-1, keepdim=True) * (loudness / rows.shape[-1] ** 0.5)
+    return noisy

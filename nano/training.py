@@ -1,8 +1,8 @@
 """The loop every training stage shares: AdamW under a cosine, averaged weights, a curve on disk, and resuming.
 
 Inputs: a :class:`Plan`, a module, a function from (number of the batch, generator) to losses → outputs: the trained
-module, ``build/states/<name>.pt`` and ``<name>.csv``. A run stopped at any moment goes on from its last state and sees the
-batches an uninterrupted run would have seen, since the generator of a step depends on the seed and the step alone.
+module, ``build/states/<name>.pt`` and ``<name>.csv``. A run stopped at any moment goes on from its last state and sees
+the batches an uninterrupted run would have seen, since a generator depends on the seed and the step alone.
 
 A plan may draw a step's batch in shares. ``torchrun`` can then give each to a process of its own; one process does them
 one after another, with the same result.

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 _REASON = {"heard": 3, "typed": 2, "sums": 4}
 SMALL = {
-    (read, "_BATCH"): 3, (reason, "_FIRST_BATCH"): _REASON, (reason, "_SECOND_BATCH"): _REASON, (understand, "_SUMS"): 4,
-    (understand, "_CLIPS_EVERY"): 1, (hear, "_BATCH"): 4, (see, "_SMALL_BATCH"): (2, 2),
+    (read, "_BATCH"): 3, (reason, "_FIRST_BATCH"): _REASON, (reason, "_SECOND_BATCH"): _REASON,
+    (understand, "_SUMS"): 4, (understand, "_CLIPS_EVERY"): 1, (hear, "_BATCH"): 4, (see, "_SMALL_BATCH"): (2, 2),
     (see, "_SECOND_BATCH"): (2, 1), (understand, "_SPOKEN"): 2, (understand, "_TYPED"): 1,
     (understand, "_PICTURES"): 1, (understand, "_CLIPS"): 1, (talker, "_BATCH"): 4, (vocoder, "_BATCH"): 1,
     (dit, "BATCH_FRAMES"): 400,
