@@ -67,10 +67,10 @@ class AudioAttention(Module):
     def __init__(self, config: AudioEncoderConfig, style: Style) -> None:
         super().__init__()
         self.heads, self.style = config.heads, style
-        self.k_proj = linear(config.width, config.width, style, bias=False)
-        self.v_proj = linear(config.width, config.width, style)
-        self.q_proj = linear(config.width, config.width, style)
-        self.out_proj = linear(config.width, config.width, style)
+        self.k_proj = linear(config.width, config.width, style.at("k_proj"), bias=False)
+        self.v_proj = linear(config.width, config.width, style.at("v_proj"))
+        self.q_proj = linear(config.width, config.width, style.at("q_proj"))
+        self.out_proj = linear(config.width, config.width, style.at("out_proj"))
 
     def forward(self, op: Op, x: Value, mask: Value) -> Value:
         """Return `(B, S, width)`."""
@@ -84,10 +84,10 @@ class AudioLayer(Module):
     def __init__(self, config: AudioEncoderConfig, style: Style) -> None:
         super().__init__()
         self.style = style
-        self.self_attn = AudioAttention(config, style)
+        self.self_attn = AudioAttention(config, style.at("self_attn"))
         self.self_attn_layer_norm = LayerNorm(config.width, _NORM_EPSILON, style)
-        self.fc1 = linear(config.width, config.ffn, style)
-        self.fc2 = linear(config.ffn, config.width, style)
+        self.fc1 = linear(config.width, config.ffn, style.at("fc1"))
+        self.fc2 = linear(config.ffn, config.width, style.at("fc2"))
         self.final_layer_norm = LayerNorm(config.width, _NORM_EPSILON, style)
 
     def forward(self, op: Op, x: Value, mask: Value) -> Value:
@@ -105,9 +105,9 @@ class AudioEncoder(Module):
         self.config, self.style = config, style
         self.conv1 = Conv1d(config.mel_bins, config.width, 3, style, padding=1)
         self.conv2 = Conv1d(config.width, config.width, 3, style, stride=2, padding=1)
-        self.layers = ModuleList([AudioLayer(config, style) for _ in range(config.layers)])
+        self.layers = ModuleList([AudioLayer(config, style.at(f"layers.{i}")) for i in range(config.layers)])
         self.ln_post = LayerNorm(config.width, _NORM_EPSILON, style)
-        self.proj = linear(config.width, config.output_width, style)
+        self.proj = linear(config.width, config.output_width, style.at("proj"))
 
     def forward(self, op: Op, mel: Value, frames: Value) -> list[Value]:
         """Return `embeddings (B, 50, D)`."""
@@ -147,7 +147,7 @@ class AudioEncoder(Module):
 
 def audio_encoder_graph(config: AudioEncoderConfig, style: Style) -> ComponentGraph:
     """Build the audio encoder's graph."""
-    root = AudioEncoder(config, style)
+    root = AudioEncoder(config, style.at("thinker.audio_tower"))
     model = build(
         root,
         style,

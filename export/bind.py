@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import ExportError
+from ..quantize.packing import QuantizedWeight
 from ..runtime.manifest import FileRecord
 from .graph import Array, ComponentGraph, bind, shape_of
 
@@ -50,6 +51,10 @@ class Weights(Protocol):
         """A tensor in row blocks, each with the index of its first row."""
         ...
 
+    def quantized(self, name: str) -> QuantizedWeight:
+        """The codes of a weight that is stored quantized."""
+        ...
+
 
 @dataclass
 class Reader:
@@ -75,6 +80,11 @@ class Reader:
         """Yield the tensor in row blocks; errors as `read`."""
         self._take(name, shape)
         return self.weights.rows(name, rows_at_once)
+
+    def quantized(self, name: str, shape: Sequence[int]) -> QuantizedWeight:
+        """Return the codes of a weight of this shape; errors as `read`."""
+        self._take(name, shape)
+        return self.weights.quantized(name)
 
     def check_all_taken(self, unused: Collection[str]) -> None:
         """Raise `ExportError` if a tensor of the checkpoint was not taken and is not known to be `unused`."""
@@ -152,7 +162,7 @@ class _DataFile:
         """Write `array` in the parameter's type and return the reference that goes into the graph."""
         dtype = parameter.dtype
         assert dtype is not None and parameter.name is not None
-        if dtype == ir.DataType.UINT4:  # already packed two a byte
+        if dtype in (ir.DataType.UINT4, ir.DataType.INT4):  # already packed two a byte
             content = np.ascontiguousarray(array)
         else:
             if array.shape != shape_of(parameter):

@@ -1,21 +1,23 @@
 """A Qwen2.5-Omni checkpoint directory: its configuration, and its tensors one at a time under the published names.
 
 Inputs: `config.json` with `model.safetensors`, or with shards and `model.safetensors.index.json` → outputs: arrays,
-float32 (from float32 and bfloat16) or float16. Prefixes: `thinker.model.`, `thinker.lm_head.`, `thinker.audio_tower.`,
-`thinker.visual.`, `talker.model.`, `talker.thinker_to_talker_proj.`, `talker.codec_head.`,
-`token2wav.code2wav_dit_model.`, `token2wav.code2wav_bigvgan_model.`.
+float32 (from float32 and bfloat16) or float16, and the codes of quantized layers. Prefixes: `thinker.model.`,
+`thinker.lm_head.`, `thinker.audio_tower.`, `thinker.visual.`, `talker.model.`, `talker.thinker_to_talker_proj.`,
+`talker.codec_head.`, `token2wav.code2wav_dit_model.`, `token2wav.code2wav_bigvgan_model.`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..quantize.packing import QuantizedWeight
 from .config import Section, read_json
-from .safetensors_file import Array, SafetensorsFile
+from .graph import WeightForm
+from .quantized_checkpoint import QuantizedLayer, take_quantized_layers
+from .safetensors_file import Array, Place, SafetensorsFile
 
 _MODEL_TYPE = "qwen2_5_omni"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,30 +30,28 @@ _RENAMES = (
 )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor is read from: its file, and its name there."""
-
-    file: SafetensorsFile
-    name: str
-
-
 class Checkpoint:
-    """An opened checkpoint. Opening reads headers alone; every `read` goes to the file and keeps nothing."""
+    """An opened checkpoint. Opening reads little but headers; every `read` goes to the file and keeps nothing.
 
-    def __init__(self, path: Path, config: Section, places: dict[str, _Place], *, head_is_tied: bool) -> None:
+    A layer that is stored quantized has a `weight` like any other: `read` dequantizes it, `quantized` has its codes.
+    """
+
+    def __init__(
+        self, path: Path, config: Section, places: dict[str, Place], layers: dict[str, QuantizedLayer], *,
+        head_is_tied: bool,
+    ) -> None:  # fmt: skip
         self.path, self.config, self.head_is_tied = path, config, head_is_tied
-        self._places = places
+        self._places, self._layers = places, layers
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Open the checkpoint in the directory `path`.
 
         Raises `CheckpointError` when the directory, a file or a tensor of the index is missing or damaged, when the
-        model is another one, and when the weights are already quantized.
+        model is another one, and when it is quantized in a way Nearfield cannot import.
         """
         config = read_config(path)
-        places: dict[str, _Place] = {}
+        places: dict[str, Place] = {}
         for file in _open_shards(path):
             for stored_name in file.tensors:
                 name = canonical_name(stored_name)
@@ -61,36 +61,73 @@ class Checkpoint:
                         f"{path} holds tensor {name} twice: as {first.name} in {first.file.path.name} and as "
                         f"{stored_name} in {file.path.name}; download the checkpoint again into an empty directory"
                     )
-                places[name] = _Place(file, stored_name)
-        _refuse_quantized_tensors(path, places)
-        head_is_tied = _HEAD not in places and _EMBEDDING in places
+                places[name] = Place(file, stored_name)
+        layers = take_quantized_layers(path, config, places)
+        head_is_tied = _HEAD not in places and _HEAD not in layers and _EMBEDDING in places
         if head_is_tied:
             _check_tying(path, config)
             places[_HEAD] = places[_EMBEDDING]
-        return cls(path, config, places, head_is_tied=head_is_tied)
+        return cls(path, config, places, layers, head_is_tied=head_is_tied)
 
     @property
     def names(self) -> frozenset[str]:
         """Every tensor's published name; with a tied head, `thinker.lm_head.weight` is among them."""
-        return frozenset(self._places)
+        return frozenset(self._places).union(self._layers)
+
+    @property
+    def stored_forms(self) -> dict[str, WeightForm]:
+        """How the quantized layers are quantized, by the layers' names."""
+        return {layer.name: layer.form for layer in self._layers.values()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, known without reading it."""
+        if name in self._layers:
+            return self._layers[name].shape
         place = self._place(name)
         return place.file.tensors[place.name].shape
 
     def read(self, name: str) -> Array:
         """Return a tensor as a fresh array: float16 if stored so, else float32; any other type is an error."""
+        if name in self._layers:
+            return self._layers[name].read().dequantize()
         place = self._place(name)
         return place.file.read(place.name)
 
     def rows(self, name: str, rows_at_once: int) -> Iterator[tuple[int, Array]]:
-        """Yield `(first row, rows)` of a tensor in blocks of `rows_at_once`, holding one block at a time."""
+        """Yield `(first row, rows)` of a tensor in blocks of `rows_at_once`, holding one block at a time.
+
+        Of a quantized layer the codes are held, and one block of floats.
+        """
+        starts = range(0, self.shape(name)[0], rows_at_once)
+        if name in self._layers:
+            codes = self._layers[name].read()
+            for start in starts:
+                yield start, codes.of_rows(slice(start, start + rows_at_once)).dequantize()
+            return
         place = self._place(name)
-        for start in range(0, self.shape(name)[0], rows_at_once):
+        for start in starts:
             yield start, place.file.read(place.name, start, start + rows_at_once)
 
-    def _place(self, name: str) -> _Place:
+    def quantized(self, name: str) -> QuantizedWeight:
+        """Return the codes of the weight of a quantized layer."""
+        return self._layers[name].read()
+
+    @property
+    def stored_names(self) -> frozenset[str]:
+        """Names of the float tensors there are in the files: a tied head is not among them."""
+        return frozenset(self._places) - ({_HEAD} if self.head_is_tied else frozenset())
+
+    def stored_dtype(self, name: str) -> str:
+        """Return the type a tensor is stored in, by the format's code: `F32`, `F16`, `BF16`."""
+        place = self._place(name)
+        return place.file.tensors[place.name].dtype
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of a tensor as they are stored, in pieces."""
+        place = self._place(name)
+        return place.file.raw(place.name)
+
+    def _place(self, name: str) -> Place:
         place = self._places.get(name)
         if place is None:
             raise CheckpointError(
@@ -109,7 +146,7 @@ def canonical_name(stored_name: str) -> str:
 def read_config(path: Path) -> Section:
     """Read `config.json` in the directory `path`.
 
-    Raises `CheckpointError` when it is missing or damaged, of another model, or of quantized weights.
+    Raises `CheckpointError` when it is missing or damaged, or of another model.
     """
     if not path.is_dir():
         raise CheckpointError(
@@ -126,9 +163,7 @@ def read_config(path: Path) -> Section:
             f"{path} holds a model of type {model_type!r}; expected {_MODEL_TYPE!r}, "
             "as in Qwen/Qwen2.5-Omni-3B and Qwen/Qwen2.5-Omni-7B"
         )
-    config = Section(values, "config.json")
-    _refuse_quantized_config(path, config)
-    return config
+    return Section(values, "config.json")
 
 
 def _open_shards(path: Path) -> list[SafetensorsFile]:
@@ -166,27 +201,3 @@ def _check_tying(path: Path, config: Section) -> None:
             f"{path} has no tensor {_HEAD}, though its config.json says tie_word_embeddings is false; "
             "download the checkpoint again"
         )
-
-
-def _refuse_quantized_config(path: Path, config: Section) -> None:
-    sections = [config, *(config.section(name) for name in ("thinker_config", "talker_config") if config.has(name))]
-    for section in sections:
-        if not section.has("quantization_config"):
-            continue
-        quantization = section.section("quantization_config")
-        method = quantization.text("quant_method", default="an unnamed method").upper()
-        bits = f" of {quantization.integer('bits', 'w_bit')} bits" if quantization.has("bits", "w_bit") else ""
-        raise _already_quantized(path, f"{method}{bits}")
-
-
-def _refuse_quantized_tensors(path: Path, places: dict[str, _Place]) -> None:
-    if any(name.endswith(".qweight") for name in places):
-        method = "GPTQ" if any(name.endswith(".g_idx") for name in places) else "AWQ or GPTQ"
-        raise _already_quantized(path, method)
-
-
-def _already_quantized(path: Path, method: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is already quantized ({method}); importing such checkpoints comes in a later version. "
-        "Export from the full-precision checkpoint meanwhile: Nearfield quantizes it itself"
-    )

@@ -80,10 +80,10 @@ class SelfAttention(Module):
         super().__init__()
         self.config, self.style = config, style
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = linear(config.hidden_size, queries, style)
-        self.k_proj = linear(config.hidden_size, keys, style)
-        self.v_proj = linear(config.hidden_size, keys, style)
-        self.o_proj = linear(queries, config.hidden_size, style, bias=False)
+        self.q_proj = linear(config.hidden_size, queries, style.at("q_proj"))
+        self.k_proj = linear(config.hidden_size, keys, style.at("k_proj"))
+        self.v_proj = linear(config.hidden_size, keys, style.at("v_proj"))
+        self.o_proj = linear(queries, config.hidden_size, style.at("o_proj"), bias=False)
 
     def forward(self, op: Op, x: Value, cos: Value, sin: Value, cache: Cache) -> tuple[Value, Value, Value]:
         """Return the result `(1, S, width)` and this layer's present keys and values."""
@@ -101,9 +101,10 @@ class MLP(Module):
 
     def __init__(self, config: DecoderConfig, style: Style) -> None:
         super().__init__()
-        self.gate_proj = linear(config.hidden_size, config.intermediate_size, style, bias=False)
-        self.up_proj = linear(config.hidden_size, config.intermediate_size, style, bias=False)
-        self.down_proj = linear(config.intermediate_size, config.hidden_size, style, bias=False)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = linear(width, inner, style.at("gate_proj"), bias=False)
+        self.up_proj = linear(width, inner, style.at("up_proj"), bias=False)
+        self.down_proj = linear(inner, width, style.at("down_proj"), bias=False)
 
     def forward(self, op: Op, x: Value) -> Value:
         """Emit `down(silu(gate(x)) · up(x))`."""
@@ -115,8 +116,8 @@ class DecoderLayer(Module):
 
     def __init__(self, config: DecoderConfig, style: Style) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config, style)
-        self.mlp = MLP(config, style)
+        self.self_attn = SelfAttention(config, style.at("self_attn"))
+        self.mlp = MLP(config, style.at("mlp"))
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon, style)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon, style)
 
@@ -133,7 +134,7 @@ class Decoder(Module):
     def __init__(self, config: DecoderConfig, style: Style) -> None:
         super().__init__()
         self.config, self.style = config, style
-        self.layers = ModuleList([DecoderLayer(config, style) for _ in range(config.layers)])
+        self.layers = ModuleList([DecoderLayer(config, style.at(f"layers.{i}")) for i in range(config.layers)])
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon, style)
 
     def forward(self, op: Op, x: Value, position_ids: Value, caches: list[Cache]) -> tuple[Value, list[Value]]:

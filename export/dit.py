@@ -11,10 +11,11 @@ that of Peebles and Xie (DiT, arXiv 2212.09748): it depends on the time alone, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from .attention import MASKED, full_attention, rotary
@@ -22,7 +23,6 @@ from .dit_config import DIT_PREFIX, DiTConfig
 from .graph import (
     FLOAT32,
     INT64,
-    Array,
     ComponentGraph,
     Module,
     ModuleList,
@@ -30,11 +30,10 @@ from .graph import (
     Parameter,
     Port,
     Style,
-    TensorSource,
     Value,
     build,
 )
-from .layers import Linear, constant
+from .layers import constant, linear
 
 _NORM_EPSILON = 1e-6  # the reference's constant
 _LAST = np.iinfo(np.int64).max
@@ -53,21 +52,14 @@ class Blocks:
     """`(1, 24)`: very low, for a block that is not there."""
 
 
-class _RotaryLinear(Linear):
-    """Queries or keys. Only head 0 is rotated, and the checkpoint keeps its pairs side by side: `x0 y0 x1 y1 …`.
+def _halves(head_dim: int, outputs: int) -> npt.NDArray[np.int64]:
+    """Order in which the outputs of queries and keys are wanted.
 
-    Stored here as `x0 x1 … y0 y1 …`, the order `rotary` wants. Queries and keys change alike, so scores do not.
+    Only head 0 is rotated, and the checkpoint keeps its pairs side by side: `x0 y0 x1 y1 …`; `rotary` wants
+    `x0 x1 … y0 y1 …`. Queries and keys change alike, so scores do not.
     """
-
-    def __init__(self, inputs: int, outputs: int, head_dim: int, style: Style) -> None:
-        super().__init__(inputs, outputs, style)
-        pairs = np.arange(head_dim).reshape(-1, 2)
-        self.order = np.concatenate([pairs[:, 0], pairs[:, 1], np.arange(head_dim, outputs)])
-
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[ir.Value, Array]]:
-        """Reorder head 0 of weight and bias; outputs are the last axis of both."""
-        for parameter, array in super().bind_own(prefix, source):
-            yield parameter, array[..., self.order]
+    pairs = np.arange(head_dim).reshape(-1, 2)
+    return np.concatenate([pairs[:, 0], pairs[:, 1], np.arange(head_dim, outputs)])
 
 
 class DiTAttention(Module):
@@ -78,10 +70,11 @@ class DiTAttention(Module):
         self.config, self.style = config, style
         self.look_backward, self.look_ahead = look_backward, look_ahead
         self.inner = config.heads * config.head_dim
-        self.to_q = _RotaryLinear(config.hidden_size, self.inner, config.head_dim, style)
-        self.to_k = _RotaryLinear(config.hidden_size, self.inner, config.head_dim, style)
-        self.to_v = Linear(config.hidden_size, self.inner, style)
-        self.to_out = ModuleList([Linear(self.inner, config.hidden_size, style)])
+        halves = _halves(config.head_dim, self.inner)
+        self.to_q = linear(config.hidden_size, self.inner, style.at("to_q"), rows=halves)
+        self.to_k = linear(config.hidden_size, self.inner, style.at("to_k"), rows=halves)
+        self.to_v = linear(config.hidden_size, self.inner, style.at("to_v"))
+        self.to_out = ModuleList([linear(self.inner, config.hidden_size, style.at("to_out.0"))])
 
     def forward(self, op: Op, x: Value, blocks: Blocks) -> Value:
         """`(2, P, width) → (2, P, width)`."""
@@ -145,10 +138,9 @@ class DiTFeedForward(Module):
 
     def __init__(self, config: DiTConfig, style: Style) -> None:
         super().__init__()
-        inner = config.hidden_size * config.ff_mult
-        self.ff = ModuleList(
-            [Linear(config.hidden_size, inner, style), _Gelu(), _Dropout(), Linear(inner, config.hidden_size, style)]
-        )
+        width, inner = config.hidden_size, config.hidden_size * config.ff_mult
+        first, last = linear(width, inner, style.at("ff.0")), linear(inner, width, style.at("ff.3"))
+        self.ff = ModuleList([first, _Gelu(), _Dropout(), last])
 
     def forward(self, op: Op, x: Value) -> Value:
         """`(2, P, width) → (2, P, width)`."""
@@ -164,11 +156,11 @@ class DiTBlock(Module):
         super().__init__()
         self.attn = DiTAttention(
             config,
-            style,
+            style.at("attn"),
             look_backward=layer in config.look_backward_layers,
             look_ahead=layer in config.look_ahead_layers,
         )
-        self.ff = DiTFeedForward(config, style)
+        self.ff = DiTFeedForward(config, style.at("ff"))
 
     def forward(self, op: Op, x: Value, rows: Sequence[Value], blocks: Blocks) -> Value:
         """`(2, P, width) → (2, P, width)`."""
@@ -216,7 +208,7 @@ class InputEmbed(Module):
     def __init__(self, config: DiTConfig, style: Style) -> None:
         super().__init__()
         columns = config.mel_dim + config.enc_dim + config.emb_dim + config.enc_emb_dim
-        self.proj = Linear(columns, config.hidden_size, style)
+        self.proj = linear(columns, config.hidden_size, style.at("proj"))
 
     def forward(self, op: Op, mel: Value, encoding: Value, codes: Value, speaker: Value) -> Value:
         """`mel (1, F, 80), encoding (2, 128), codes (2, F, embedding), speaker (1, 192) → (2, F, width)`."""
@@ -239,9 +231,11 @@ class DiT(Module):
         super().__init__()
         self.config, self.style = config, style
         self.text_embed = TextEmbed(config, style)
-        self.input_embed = InputEmbed(config, style)
-        self.transformer_blocks = ModuleList([DiTBlock(config, style, layer) for layer in range(config.layers)])
-        self.proj_out = Linear(config.hidden_size, config.mel_dim, style)
+        self.input_embed = InputEmbed(config, style.at("input_embed"))
+        self.transformer_blocks = ModuleList(
+            [DiTBlock(config, style.at(f"transformer_blocks.{layer}"), layer) for layer in range(config.layers)]
+        )
+        self.proj_out = linear(config.hidden_size, config.mel_dim, style.at("proj_out"))
 
     def forward(
         self, op: Op, mel: Value, codes: Value, speaker: Value, encoding: Value, modulation: Value, guidance: Value
@@ -291,7 +285,7 @@ class DiT(Module):
 
 def dit_graph(config: DiTConfig, style: Style) -> ComponentGraph:
     """Build the DiT's graph. The rest of its prefix is read by `modulation_table` and `speaker_encoder`."""
-    root = DiT(config, style)
+    root = DiT(config, style.at(DIT_PREFIX.rstrip(".")))
     mel = (1, "frames", config.mel_dim)
     model = build(
         root,

@@ -7,7 +7,9 @@ directory that becomes the bundle only when it is whole (`bundle_writer.BundleWr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +29,10 @@ from .decoder import DecoderConfig
 from .dit import dit_graph
 from .dit_config import DiTConfig
 from .dit_modulation import modulation_table, rk4_times
-from .graph import Array, ComponentGraph, Style
+from .graph import Array, ComponentGraph, Style, WeightForm
+from .layers import Linear
 from .preprocessor import read_audio, read_vision
+from .quantized_linear import QuantizedLinear
 from .speaker_encoder import encode_speaker
 from .talker import talker_graph
 from .thinker import thinker_graph
@@ -44,7 +48,9 @@ _ODE_POINTS, _ODE_SWAY, _GUIDANCE = 10, -1.0, 0.5  # the reference's Token2Wav d
 class ExportOptions:
     """What to make of a checkpoint.
 
-    `bits`: 4 stores the Linear layers of Thinker and Talker as INT4 (round-to-nearest), 16 and 32 store floats.
+    `bits`: 4 stores the Linear layers of Thinker and Talker as INT4 (round-to-nearest), 16 and 32 store floats. Of a
+    checkpoint that is quantized already, 4 keeps everything as it is: its codes, whatever their bits, and as floats
+    what it has as floats, because who quantized it left that out on purpose; 16 and 32 dequantize.
     `float_type`: activations and everything that is not INT4; by default float32 for 32 bits, else float16.
     `token2wav_float_type`: the DiT and the vocoder, which the reference always runs in float32.
     `accuracy_level`: how a CPU multiplies INT4 weights: 4 with int8 activations (fast), 1 in float32 (exact).
@@ -96,9 +102,14 @@ class Configs:
             vocoder=BigVGANConfig.from_hf(token2wav.section("bigvgan_config")),
         )
 
-    def graphs(self, options: ExportOptions) -> list[tuple[ComponentGraph, Style]]:
-        """Declare the six graphs, each with the style it is built in."""
+    def graphs(
+        self, options: ExportOptions, stored: Mapping[str, WeightForm] | None = None
+    ) -> list[tuple[ComponentGraph, Style]]:
+        """Declare the six graphs, each with its style; `stored` are the layers the checkpoint has quantized."""
         plain, int4, token2wav = options.style(), options.style(quantized=True), options.token2wav_style()
+        if stored and options.bits == 4:
+            int4 = plain = replace(plain, stored=stored)
+            token2wav = replace(token2wav, stored=stored)
         return [
             (audio_encoder_graph(self.audio, plain), plain),
             (vision_encoder_graph(self.vision, plain), plain),
@@ -125,7 +136,7 @@ def export_bundle(
     with BundleWriter(target, overwrite=options.overwrite, needed_bytes=needed_bytes) as writer:
         components: dict[manifest.ComponentName, manifest.Component] = {}
         unused: list[str] = []
-        for component, style in configs.graphs(options):
+        for component, style in configs.graphs(options, checkpoint.stored_forms):
             written = write_component(component, reader, writer.directory)
             writer.add(written.files)
             unused += component.unused
@@ -135,10 +146,10 @@ def export_bundle(
                 dtype=style.float_type,
                 dialect=style.dialect,
                 parameters=written.parameters,
-                quantization=_quantization(style),
+                quantization=_quantization(component, style),
             )
         thinker = _thinker(checkpoint.config, configs.thinker)
-        talker = _talker(checkpoint.config.section("talker_config"), configs)
+        talker = talker_settings(checkpoint.config.section("talker_config"), configs)
         dtype = options.style().numpy_dtype
         for table, name in ((thinker.embedding, "thinker"), (talker.embedding, "talker")):
             reader.component, tensor = name, f"{name}.model.embed_tokens.weight"
@@ -176,24 +187,42 @@ def _expected_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
     """About how much room the bundle takes, to refuse a disk that is too small before hours of work."""
     float_bytes = options.style().numpy_dtype.itemsize
     speech_bytes = options.token2wav_style().numpy_dtype.itemsize
+    forms = checkpoint.stored_forms if options.bits == 4 else {}
+    rounded = WeightForm("rtn", 4, options.group_size) if options.bits == 4 and not forms else None
     total = 0.0
     for name in checkpoint.names:
         bytes_each: float = speech_bytes if name.startswith("token2wav.") else float_bytes
-        if options.bits == 4 and name.startswith(("thinker.model.layers.", "talker.model.layers.")):
-            bytes_each = 0.5 + (float_bytes + 0.5) / options.group_size  # a code, its share of a scale and a zero
+        form = forms.get(name.removesuffix(".weight"))
+        if name.startswith(("thinker.model.layers.", "talker.model.layers.")):
+            form = form or rounded
+        if form is not None:  # a code, and its share of a scale and a zero
+            group = form.group_size if form.group_size > 0 else checkpoint.shape(name)[1]
+            bytes_each = form.bits / 8 + (bytes_each + form.bits / 8) / group
         total += bytes_each * math.prod(checkpoint.shape(name))
     return int(total)
 
 
-def _quantization(style: Style) -> manifest.Quantization | None:
-    if style.bits is None:
+def _quantization(component: ComponentGraph, style: Style) -> manifest.Quantization | None:
+    """What is true of most of the weights of a component's Linear layers, and the layers that differ."""
+    modules = component.root.named_modules()
+    layers = {name: module for name, module in modules if isinstance(module, Linear | QuantizedLinear)}
+    sizes: Counter[WeightForm] = Counter()
+    for layer in layers.values():
+        if isinstance(layer, QuantizedLinear):
+            sizes[replace(layer.form, reordered=False)] += layer.inputs * layer.outputs
+    if not sizes:
         return None
+    form = sizes.most_common(1)[0][0]
+    floats = 8 * style.numpy_dtype.itemsize
+    bits = {name: layer.form.bits if isinstance(layer, QuantizedLinear) else floats for name, layer in layers.items()}
     return manifest.Quantization(
-        method="rtn",
-        bits=style.bits,
-        group_size=style.group_size,
-        symmetric=False,
+        method=form.method,
+        bits=form.bits,
+        group_size=form.group_size,
+        symmetric=form.symmetric,
         accuracy_level=style.accuracy_level,
+        source=form.source or "export",
+        other_bits={name: layer_bits for name, layer_bits in bits.items() if layer_bits != form.bits},
     )
 
 
@@ -210,7 +239,8 @@ def _thinker(section: Section, config: DecoderConfig) -> manifest.Thinker:
     )
 
 
-def _talker(section: Section, configs: Configs) -> manifest.Talker:
+def talker_settings(section: Section, configs: Configs) -> manifest.Talker:
+    """What the runtime has to know of the Talker, from `talker_config`; raises `CheckpointError`."""
     config = configs.talker
     return manifest.Talker(
         embedding_size=configs.embedding_size,

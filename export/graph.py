@@ -12,8 +12,8 @@ the CPU, with a copy there and back each time.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 from onnxscript._internal.builder import GraphBuilder
 
+from ..quantize.packing import QuantizedWeight
 from ..runtime.manifest import ComponentName, Dialect, FloatType
 
 CONTRIB = "com.microsoft"
@@ -39,15 +40,35 @@ FLOAT32 = ir.DataType.FLOAT
 INT64 = ir.DataType.INT64
 INT32 = ir.DataType.INT32
 UINT8 = ir.DataType.UINT8
+INT8 = ir.DataType.INT8
 UINT4 = ir.DataType.UINT4
+INT4 = ir.DataType.INT4
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """How the weight of one Linear layer is quantized."""
+
+    method: str
+    """As in `runtime.manifest.Quantization`."""
+    bits: int
+    group_size: int
+    """−1: a group is a whole row."""
+    symmetric: bool = False
+    """Every zero point is the middle code: the graph stores none."""
+    reordered: bool = False
+    """The inputs of a group are not side by side (act-order): the layer puts them so first."""
+    source: str | None = None
+    """Who chose the codes that the checkpoint has; None: they are chosen at export."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a graph is built, the same for all its modules.
+    """How a graph is built.
 
     `bits` is 4 where `linear()` shall give INT4 layers and None where it shall give plain ones; `group_size` and
-    `accuracy_level` are those of the INT4 layers (see `runtime.manifest.Quantization`).
+    `accuracy_level` are those of the INT4 layers (see `runtime.manifest.Quantization`). Layers that are quantized in
+    the checkpoint are in `stored` and stay as they are; `path` says which layer this style is for.
     """
 
     dialect: Dialect
@@ -55,6 +76,19 @@ class Style:
     bits: int | None = None
     group_size: int = 128
     accuracy_level: int = 4
+    stored: Mapping[str, WeightForm] = field(default_factory=dict)
+    """Layers whose codes the checkpoint has, by checkpoint path."""
+    path: str = ""
+    """Checkpoint path of the module, as far as it is known; only Linear layers and heads need theirs."""
+
+    def at(self, name: str) -> Style:
+        """Return the style of the child called `name`."""
+        return replace(self, path=f"{self.path}.{name}" if self.path else name)
+
+    @property
+    def stored_form(self) -> WeightForm | None:
+        """How the checkpoint has the weight of this layer quantized, if it has."""
+        return self.stored.get(self.path)
 
     @property
     def dtype(self) -> ir.DataType:
@@ -81,6 +115,10 @@ class TensorSource(Protocol):
 
     def rows(self, name: str, shape: Sequence[int], rows_at_once: int) -> Iterator[tuple[int, Array]]:
         """Yield `(first row, rows)` of a tensor too large to convert at once."""
+        ...
+
+    def quantized(self, name: str, shape: Sequence[int]) -> QuantizedWeight:
+        """Return the codes of a weight of `Style.stored`, checked against the `shape` of the weight."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Leaf modules: the only places, with `attention.py`, that know the dialect and the weight format.
+"""Leaf modules: the only places, with `attention.py` and `quantized_linear.py`, that know dialect and weight format.
 
 Shapes are those of `torch.nn` as the checkpoint has them; arrays are changed on their way into the graph where that
-saves work at run time (a Linear is stored transposed, an INT4 Linear packed).
+saves work at run time (a Linear is stored transposed, a quantized one packed).
 """
 
 from __future__ import annotations
@@ -9,30 +9,46 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from ..errors import QuantizationError
-from ..quantize.packing import pack_dequantize_linear, pack_matmul_nbits
-from ..quantize.rtn import round_to_nearest
-from .graph import CONTRIB, UINT4, UINT8, Array, Module, Op, Parameter, Style, TensorSource, Value
+from .graph import Array, Module, Op, Parameter, Style, TensorSource, Value, WeightForm
+from .quantized_linear import QuantizedLinear
 
 _FLOAT16_BOUND = 65504.0 - 1000.0  # the reference's
 _ROWS_AT_ONCE = 4096  # rows of a large table converted at a time: 4096 × 3584 × 4 bytes = 59 MB
 
 
-def linear(inputs: int, outputs: int, style: Style, *, bias: bool = True) -> Module:
-    """Return a Linear layer in the weight format of `style`."""
-    if style.bits == 4:
-        return Int4Linear(inputs, outputs, style, bias=bias)
-    return Linear(inputs, outputs, style, bias=bias)
+def linear(
+    inputs: int, outputs: int, style: Style, *, bias: bool = True, rows: npt.NDArray[np.int64] | None = None
+) -> Module:
+    """Return a Linear layer in the weight format of `style`: as the checkpoint has it quantized, else as asked for.
+
+    `rows (outputs)` puts the outputs in another order than the checkpoint's.
+    """
+    form = style.stored_form
+    if form is None and style.bits is not None:
+        form = WeightForm("rtn", style.bits, style.group_size)
+    if form is not None:
+        return QuantizedLinear(inputs, outputs, style, form, bias=bias, rows=rows)
+    return Linear(inputs, outputs, style, bias=bias, rows=rows)
+
+
+def output_head(inputs: int, outputs: int, style: Style) -> Module:
+    """Return a head onto a vocabulary: floats, unless the checkpoint has it quantized."""
+    if style.stored_form is not None:
+        return QuantizedLinear(inputs, outputs, style, style.stored_form, bias=False)
+    return OutputHead(inputs, outputs, style)
 
 
 class Linear(Module):
     """`x (…, inputs) → (…, outputs)`; the weight is stored as MatMul wants it, `(inputs, outputs)`."""
 
-    def __init__(self, inputs: int, outputs: int, style: Style, *, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, style: Style, *, bias: bool = True, rows: npt.NDArray[np.int64] | None = None
+    ) -> None:
         super().__init__()
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.rows = inputs, outputs, rows
         self.weight = Parameter((inputs, outputs), style.dtype)
         self.bias = Parameter((outputs,), style.dtype) if bias else None
 
@@ -43,57 +59,10 @@ class Linear(Module):
 
     def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[Value, Array]]:
         """Transpose the checkpoint's `(outputs, inputs)`."""
-        yield self.weight, source.read(f"{prefix}weight", (self.outputs, self.inputs)).T
+        rows = slice(None) if self.rows is None else self.rows
+        yield self.weight, source.read(f"{prefix}weight", (self.outputs, self.inputs))[rows].T
         if self.bias is not None:
-            yield self.bias, source.read(f"{prefix}bias", (self.outputs,))
-
-
-class Int4Linear(Module):
-    """A Linear whose weight is 4-bit codes with a scale and a zero point a group (`quantize/packing.py`).
-
-    `ort`: one MatMulNBits. `standard`: DequantizeLinear on uint4 blocks, then MatMul, which providers fuse.
-    """
-
-    def __init__(self, inputs: int, outputs: int, style: Style, *, bias: bool = True) -> None:
-        super().__init__()
-        self.inputs, self.outputs, self.style = inputs, outputs, style
-        groups = -(-inputs // style.group_size)
-        if style.contrib:
-            self.weight = Parameter((outputs, groups, style.group_size // 2), UINT8)
-            self.scales = Parameter((outputs, groups), style.dtype)
-            self.zeros = Parameter((outputs, -(-groups // 2)), UINT8)
-        else:
-            self.weight = Parameter((inputs, outputs), UINT4)
-            self.scales = Parameter((groups, outputs), style.dtype)
-            self.zeros = Parameter((groups, outputs), UINT4)
-        self.bias = Parameter((outputs,), style.dtype) if bias else None
-
-    def forward(self, op: Op, x: Value) -> Value:
-        """Emit the 4-bit product and, with a bias, Add."""
-        if self.style.contrib:
-            y = op.MatMulNBits(
-                x, self.weight, self.scales, self.zeros,
-                K=self.inputs, N=self.outputs, bits=4, block_size=self.style.group_size,
-                accuracy_level=self.style.accuracy_level, _domain=CONTRIB,
-            )  # fmt: skip
-        else:
-            dequantized = op.DequantizeLinear(
-                self.weight, self.scales, self.zeros, axis=0, block_size=self.style.group_size
-            )
-            y = op.MatMul(x, dequantized)
-        return op.Add(y, self.bias) if self.bias is not None else y
-
-    def bind_own(self, prefix: str, source: TensorSource) -> Iterator[tuple[Value, Array]]:
-        """Quantize the checkpoint's weight and pack it for the dialect."""
-        weight = source.read(f"{prefix}weight", (self.outputs, self.inputs)).astype(np.float32)
-        try:
-            quantized = round_to_nearest(weight, self.style.group_size, self.style.numpy_dtype)
-        except QuantizationError as error:
-            raise QuantizationError(f"{prefix}weight: {error}") from error
-        pack = pack_matmul_nbits if self.style.contrib else pack_dequantize_linear
-        yield from zip((self.weight, self.scales, self.zeros), pack(quantized), strict=True)
-        if self.bias is not None:
-            yield self.bias, source.read(f"{prefix}bias", (self.outputs,))
+            yield self.bias, source.read(f"{prefix}bias", (self.outputs,))[rows]
 
 
 class OutputHead(Module):

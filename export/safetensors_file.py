@@ -1,14 +1,16 @@
 """A `.safetensors` file read tensor by tensor: 8 bytes of header length, a JSON header, then the tensors end to end.
 
-Inputs: a path → outputs: float32 or float16 arrays. The `safetensors` library hands NumPy no bfloat16, which is what
-the published checkpoints hold; this reader widens it to float32. Nothing stays mapped or open between reads, so memory
-holds the tensor asked for and no more, and a file that shrinks meanwhile is an error and not a crash.
+Inputs: a path → outputs: float32 or float16 arrays, and int32 words of packed codes. The `safetensors` library hands
+NumPy no bfloat16, which is what the published checkpoints hold; this reader widens it to float32. Nothing stays mapped
+or open between reads, so memory holds the tensor asked for and no more, and a file that shrinks meanwhile is an error
+and not a crash.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +31,7 @@ _BYTES = {code: dtype.itemsize for code, dtype in _STORED.items()} | {
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LFS_POINTER = b"version "
+_PIECE_BYTES = 1 << 24
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -75,6 +78,33 @@ class SafetensorsFile:
                 f"tensor {name} in {self.path} has dtype {tensor.dtype}; expected F32, F16 or BF16: "
                 "use the full-precision checkpoint"
             )
+        raw = self._read(name, stored, start, stop)
+        return _widen(raw) if tensor.dtype == "BF16" else raw
+
+    def read_int32(self, name: str) -> npt.NDArray[np.int32]:
+        """Return a tensor of packed codes or indices; raises `CheckpointError` when it is of another type."""
+        tensor = self.tensors[name]
+        if tensor.dtype != "I32":
+            raise CheckpointError(
+                f"tensor {name} in {self.path} has dtype {tensor.dtype}; expected I32, as quantized layers are stored"
+            )
+        return self._read(name, np.dtype("<i4"))
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of a tensor in pieces; raises `CheckpointError` when the file has shrunk."""
+        tensor = self.tensors[name]
+        left = _BYTES[tensor.dtype] * math.prod(tensor.shape)
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset_bytes)
+            while left:
+                piece = file.read(min(left, _PIECE_BYTES))
+                if not piece:
+                    self._damaged(f"ends inside tensor {name}")
+                left -= len(piece)
+                yield piece
+
+    def _read(self, name: str, stored: np.dtype[Any], start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        tensor = self.tensors[name]
         shape, first = tensor.shape, 0
         if shape:
             first, last, _ = slice(start, stop).indices(shape[0])
@@ -84,7 +114,7 @@ class SafetensorsFile:
         raw = np.fromfile(self.path, stored, count=math.prod(shape), offset=offset)
         if raw.size != math.prod(shape):
             self._damaged(f"ends inside tensor {name}")
-        return (_widen(raw) if tensor.dtype == "BF16" else raw).reshape(shape)
+        return raw.reshape(shape)
 
     def _read_header(self) -> dict[str, StoredTensor]:
         size_bytes = self.path.stat().st_size
@@ -134,6 +164,14 @@ class SafetensorsFile:
 
     def _damaged(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.path} is damaged or incomplete: {what}; download the file again")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is read from: its file, and its name there."""
+
+    file: SafetensorsFile
+    name: str
 
 
 def _widen(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .attention import POSITION_IDS, split_cache_inputs
 from .decoder import LOGITS_TYPE, Decoder, DecoderConfig, last_position, logits_port
 from .graph import ComponentGraph, Module, Op, Port, Style, Value, build
-from .layers import OutputHead, linear
+from .layers import linear, output_head
 
 
 class Talker(Module):
@@ -19,9 +19,9 @@ class Talker(Module):
     def __init__(self, config: DecoderConfig, embedding_size: int, style: Style) -> None:
         super().__init__()
         self.config, self.style = config, style
-        self.thinker_to_talker_proj = linear(embedding_size, config.hidden_size, style)
-        self.model = Decoder(config, style)
-        self.codec_head = OutputHead(config.hidden_size, config.vocab_size, style)
+        self.thinker_to_talker_proj = linear(embedding_size, config.hidden_size, style.at("thinker_to_talker_proj"))
+        self.model = Decoder(config, style.at("model"))
+        self.codec_head = output_head(config.hidden_size, config.vocab_size, style.at("codec_head"))
 
     def forward(self, op: Op, inputs_embeds: Value, position_ids: Value, *cache: Value) -> list[Value]:
         """Return logits and the present cache."""
@@ -33,7 +33,7 @@ class Talker(Module):
 
 def talker_graph(config: DecoderConfig, embedding_size: int, style: Style) -> ComponentGraph:
     """Build the Talker's graph; `embedding_size` is the width of the rows it takes."""
-    root = Talker(config, embedding_size, style)
+    root = Talker(config, embedding_size, style.at("talker"))
     model = build(
         root,
         style,

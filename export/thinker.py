@@ -10,7 +10,7 @@ from __future__ import annotations
 from .attention import POSITION_IDS, split_cache_inputs
 from .decoder import LOGITS_TYPE, Decoder, DecoderConfig, last_position, logits_port
 from .graph import ComponentGraph, Module, Op, Port, Style, Value, build
-from .layers import OutputHead
+from .layers import output_head
 
 
 class Thinker(Module):
@@ -19,8 +19,8 @@ class Thinker(Module):
     def __init__(self, config: DecoderConfig, style: Style) -> None:
         super().__init__()
         self.config, self.style = config, style
-        self.model = Decoder(config, style)
-        self.lm_head = OutputHead(config.hidden_size, config.vocab_size, style)
+        self.model = Decoder(config, style.at("model"))
+        self.lm_head = output_head(config.hidden_size, config.vocab_size, style.at("lm_head"))
 
     def forward(self, op: Op, inputs_embeds: Value, position_ids: Value, *cache: Value) -> list[Value]:
         """Return logits, hidden states and the present cache."""
@@ -32,7 +32,7 @@ class Thinker(Module):
 
 def thinker_graph(config: DecoderConfig, style: Style) -> ComponentGraph:
     """Build the Thinker's graph."""
-    root = Thinker(config, style)
+    root = Thinker(config, style.at("thinker"))
     width = config.hidden_size
     model = build(
         root,

@@ -1,9 +1,9 @@
 """Every graph of a bundle beside the reference implementation: the table `nearfield verify` prints.
 
 Each component runs once on the same seeded inputs (`trials.py`), in ONNX Runtime on the CPU at parity settings (INT4
-products computed in float32) and in `transformers` at float32. INT4 components are compared with the reference holding
-the weights their codes stand for, so that the figure is the graph's error; what the quantization itself costs stands
-beside it.
+products computed in float32) and in `transformers` at float32. Components quantized at export are compared with the
+reference holding the weights their codes stand for, so that the figure is the graph's error; what the quantization
+itself costs stands beside it. The weights of a checkpoint that is quantized already are those its codes stand for.
 
 Needs the extra `[verify]`: torch, transformers, accelerate.
 """
@@ -20,6 +20,7 @@ import onnxruntime as ort
 import torch
 
 from ..errors import ExportError
+from ..quantize.grid import Grid
 from ..quantize.rtn import round_to_nearest
 from ..runtime.bundle import Bundle
 from ..runtime.manifest import Component, ComponentName
@@ -66,7 +67,7 @@ def verify(bundle_path: Path, checkpoint_path: Path) -> Iterator[Row]:
         read = _reader(checkpoint, component)
         same = trial.reference(read, torch.float32)
         halved = trial.reference(read, torch.float16) if component.dtype == "float16" else None
-        plain = trial.reference(_reader(checkpoint), torch.float32) if component.quantization is not None else None
+        plain = trial.reference(_reader(checkpoint), torch.float32) if _rounded(component) else None
         for output, expected in same.items():
             yield Row(
                 component=name,
@@ -101,14 +102,20 @@ def _open(path: Path, component: Component) -> ort.InferenceSession:
 
 
 def _reader(checkpoint: Checkpoint, component: Component | None = None) -> WeightReader:
-    """Read weights as float32; with a quantized `component`, its Linear layers through their INT4 codes."""
-    quantization = component.quantization if component is not None else None
+    """Read weights as float32; with a `component` quantized at export, its Linear layers through their INT4 codes."""
+    quantization = component.quantization if component is not None and _rounded(component) else None
 
     def read(name: str) -> Array:
         weight = checkpoint.read(name).astype(np.float32)
         # Every Linear layer of both decoders is called something_proj, and nothing else is.
         if component is None or quantization is None or not name.endswith("proj.weight"):
             return weight
-        return round_to_nearest(weight, quantization.group_size, component.dtype).dequantize()
+        grid = Grid(quantization.bits, quantization.group_size, quantization.symmetric, component.dtype)
+        return round_to_nearest(weight, grid).dequantize()
 
     return read
+
+
+def _rounded(component: Component) -> bool:
+    """Whether export quantized this component, from weights the checkpoint has in full."""
+    return component.quantization is not None and component.quantization.source == "export"

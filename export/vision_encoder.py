@@ -158,10 +158,10 @@ class VisionAttention(Module):
     def __init__(self, config: VisionEncoderConfig, style: Style) -> None:
         super().__init__()
         self.config, self.style = config, style
-        self.q = linear(config.width, config.width, style)
-        self.k = linear(config.width, config.width, style)
-        self.v = linear(config.width, config.width, style)
-        self.proj = linear(config.width, config.width, style)
+        self.q = linear(config.width, config.width, style.at("q"))
+        self.k = linear(config.width, config.width, style.at("k"))
+        self.v = linear(config.width, config.width, style.at("v"))
+        self.proj = linear(config.width, config.width, style.at("proj"))
 
     def forward(self, op: Op, x: Value, cos: Value, sin: Value, windows: Windows | None) -> Value:
         """Return `(T, P, width)`; without `windows` every patch sees all of its temporal patch."""
@@ -186,9 +186,9 @@ class VisionMLP(Module):
 
     def __init__(self, config: VisionEncoderConfig, style: Style) -> None:
         super().__init__()
-        self.gate_proj = linear(config.width, config.ffn, style)
-        self.up_proj = linear(config.width, config.ffn, style)
-        self.down_proj = linear(config.ffn, config.width, style)
+        self.gate_proj = linear(config.width, config.ffn, style.at("gate_proj"))
+        self.up_proj = linear(config.width, config.ffn, style.at("up_proj"))
+        self.down_proj = linear(config.ffn, config.width, style.at("down_proj"))
 
     def forward(self, op: Op, x: Value) -> Value:
         """Emit `down(silu(gate(x)) · up(x))`."""
@@ -202,8 +202,8 @@ class VisionBlock(Module):
         super().__init__()
         self.norm1 = RMSNorm(config.width, _NORM_EPSILON, style)
         self.norm2 = RMSNorm(config.width, _NORM_EPSILON, style)
-        self.attn = VisionAttention(config, style)
-        self.mlp = VisionMLP(config, style)
+        self.attn = VisionAttention(config, style.at("attn"))
+        self.mlp = VisionMLP(config, style.at("mlp"))
         self.style = style
 
     def forward(self, op: Op, x: Value, cos: Value, sin: Value, windows: Windows | None) -> Value:
@@ -227,7 +227,8 @@ class PatchMerger(Module):
         super().__init__()
         self.merged_width = merged = config.width * config.merge_patches**2
         self.ln_q = RMSNorm(config.width, _NORM_EPSILON, style)
-        self.mlp = ModuleList([linear(merged, merged, style), Gelu(), linear(merged, config.output_width, style)])
+        hidden = linear(merged, merged, style.at("mlp.0"))
+        self.mlp = ModuleList([hidden, Gelu(), linear(merged, config.output_width, style.at("mlp.2"))])
 
     def forward(self, op: Op, x: Value) -> Value:
         """Return `(T, P/4, D)`."""
@@ -244,8 +245,8 @@ class VisionEncoder(Module):
         super().__init__()
         self.config, self.style = config, style
         self.patch_embed = PatchEmbed(config, style)
-        self.blocks = ModuleList([VisionBlock(config, style) for _ in range(config.layers)])
-        self.merger = PatchMerger(config, style)
+        self.blocks = ModuleList([VisionBlock(config, style.at(f"blocks.{i}")) for i in range(config.layers)])
+        self.merger = PatchMerger(config, style.at("merger"))
 
     def forward(self, op: Op, pixels: Value, positions: Value, window_slots: Value, patch_slots: Value) -> list[Value]:
         """Return `embeddings (T, P/4, D)`."""
@@ -281,7 +282,7 @@ class VisionEncoder(Module):
 
 def vision_encoder_graph(config: VisionEncoderConfig, style: Style) -> ComponentGraph:
     """Build the vision encoder's graph."""
-    root = VisionEncoder(config, style)
+    root = VisionEncoder(config, style.at("thinker.visual"))
     model = build(
         root,
         style,

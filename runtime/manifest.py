@@ -40,9 +40,14 @@ class Quantization(Record, frozen=True):
     """Field's name of the method: `rtn`, `awq`, `gptq`."""
     bits: int
     group_size: int
+    """Weights that share a scale; −1: a whole row."""
     symmetric: bool
     accuracy_level: int
     """ONNX Runtime's MatMulNBits accuracy level: 1 computes in fp32, 4 with int8 activations on a CPU."""
+    source: str = "export"
+    """Who chose the codes: `export`, or what a quantized checkpoint says of itself, as `gptqmodel:2.0.0`."""
+    other_bits: dict[str, int] = {}
+    """Linear layers stored otherwise than the others, by name: 4, 8, or 16 and 32 for floats."""
 
 
 class Component(Record, frozen=True):

@@ -29,6 +29,12 @@ VOCODER_PIECES = 1e-5
 INT4_MATMUL = 2e-5
 """An INT4 graph against the float32 product with its dequantized weights."""
 
+FACTOR = 1e-6
+"""Second moments of activations and their triangular factor, in float32, against float64."""
+
+FOLDED = 1e-6
+"""A layer whose AWQ scales were folded into what precedes it against the layer as it was."""
+
 
 def relative_error(out: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     """`‖out − reference‖ / ‖reference‖`; shapes must agree."""

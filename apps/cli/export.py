@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 from .common import needs_extra, quoted, size
 
@@ -13,6 +14,9 @@ SUMMARY = "make a bundle from a downloaded checkpoint"
 DESCRIPTION = """\
 Make a bundle from a checkpoint: a directory as published, with config.json, the safetensors files, the tokenizer and
 spk_dict.pt (the voices). Nothing is downloaded. The bundle appears when it is whole; a failed export leaves nothing.
+
+A checkpoint that is quantized already (AWQ GEMM or GPTQ; `nearfield quantize` makes such ones) is taken as it is: its
+codes go into the graphs unchanged, and what it has as floats stays floats. --bits 16 or 32 turns codes into floats.
 
 Needs the optional part: pip install ".[export]" in a clone of the repository. Torch is not needed. Memory: that of the
 largest tensor."""
@@ -33,8 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(4, 16, 32),
         default=4,
-        help="4: linear layers of Thinker and Talker as INT4; 16, 32: floats throughout (default: %(default)s)",
+        help="4: linear layers of Thinker and Talker as INT4, or as a quantized checkpoint has them; 16, 32: floats "
+        "throughout (default: %(default)s)",
     )
+    add_graph_arguments(parser)
+    parser.set_defaults(usage_error=parser.error)
+
+
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `nearfield build` has in common with this command."""
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16"),
@@ -53,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="INT4 on a CPU: 4 computes with int8 activations, 1 in float32 (default: 4)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
-    parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,12 +72,20 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error(f"--bits {args.bits} stores float{args.bits}, --dtype asks for {args.dtype}; leave one out")
     if args.bits != 4 and args.accuracy_level is not None:
         args.usage_error(f"--accuracy-level is about INT4 weights, which --bits {args.bits} does not make")
+    export(args, args.checkpoint, args.output, args.bits)
+    bundle = quoted(args.output)
+    print(f"next: nearfield inspect {bundle}; nearfield ask {bundle} --text hello --out reply.wav")
+    return 0
+
+
+def export(args: argparse.Namespace, checkpoint: Path, target: Path, bits: Literal[4, 16, 32] = 4) -> None:
+    """Make the bundle that the arguments ask for, and say what it is."""
     with needs_extra("export"):
         from ...export.export import ExportOptions, export_bundle
     from tqdm import tqdm
 
     options = ExportOptions(
-        bits=args.bits,
+        bits=bits,
         float_type=args.dtype,
         dialect=args.dialect,
         accuracy_level=args.accuracy_level or 4,
@@ -80,9 +98,14 @@ def run(args: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        manifest = export_bundle(args.checkpoint, args.output, options, progress)
+        manifest = export_bundle(checkpoint, target, options, progress)
     total = sum(record.size_bytes for record in manifest.files.values())
-    print(f"{args.output}: {manifest.model}, {len(manifest.components)} components, {size(total)}")
-    bundle = quoted(args.output)
-    print(f"next: nearfield inspect {bundle}; nearfield ask {bundle} --text hello --out reply.wav")
-    return 0
+    print(f"{target}: {manifest.model}, {len(manifest.components)} components, {size(total)}")
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise `BundleError` now for what would refuse a bundle there in the end."""
+    with needs_extra("export"):
+        from ...export.bundle_writer import BundleWriter
+    with BundleWriter(target, overwrite=overwrite):
+        pass

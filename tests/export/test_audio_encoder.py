@@ -15,6 +15,7 @@ from nearfield.export.bind import Reader, write_component
 from nearfield.export.checkpoint import Checkpoint
 from nearfield.export.config import Section
 from nearfield.export.graph import Style
+from nearfield.quantize.packing import QuantizedWeight
 from nearfield.runtime.manifest import Dialect, FloatType
 from tolerances import FP16_RELATIVE, FP32_RELATIVE, relative_error
 from torch import nn
@@ -137,6 +138,9 @@ class Loud:
 
     def rows(self, name: str, rows_at_once: int) -> Iterator[tuple[int, Array]]:
         return self.checkpoint.rows(name, rows_at_once)
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        return self.checkpoint.quantized(name)
 
 
 def test_every_tensor_under_the_prefix_is_taken_or_known_to_be_unused(case: Case, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nearfield.export import bind
 from nearfield.export.bind import Reader, write_component
 from nearfield.export.graph import ComponentGraph, Module, Op, Parameter, Port, Style, Value, build
 from nearfield.export.layers import Linear, OutputHead
+from nearfield.quantize.packing import QuantizedWeight
 
 STYLE = Style("ort", "float32")
 
@@ -37,6 +38,9 @@ class Arrays:
     def rows(self, name: str, rows_at_once: int) -> Iterator[tuple[int, Array]]:
         for start in range(0, len(self.tensors[name]), rows_at_once):
             yield start, self.tensors[name][start : start + rows_at_once]
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        raise AssertionError(f"{name} is not stored quantized")
 
 
 class Pair(Module):

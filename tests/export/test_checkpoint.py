@@ -208,40 +208,6 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-# Quantized checkpoints
-
-
-@pytest.mark.parametrize(
-    ("quantization", "recognised"),
-    [
-        ({"quant_method": "gptq", "bits": 4}, "GPTQ of 4 bits"),
-        ({"quant_method": "awq", "w_bit": 4}, "AWQ of 4 bits"),
-        ({"quant_method": "compressed-tensors"}, "COMPRESSED-TENSORS"),
-        ({}, "AN UNNAMED METHOD"),
-    ],
-)
-@pytest.mark.parametrize("part", [None, "thinker_config"])
-def test_a_quantized_checkpoint_is_recognised_by_its_configuration(
-    tmp_path: Path, quantization: dict[str, Any], recognised: str, part: str | None
-) -> None:
-    entry = {"quantization_config": quantization}
-    _write(tmp_path, {"a": torch.ones(1)}, **({part: entry} if part else entry))
-    message = (
-        f"already quantized ({recognised}); importing such checkpoints comes in a later version. Export from the full"
-    )
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        Checkpoint.open(tmp_path)
-
-
-@pytest.mark.parametrize(("beside", "recognised"), [("g_idx", "GPTQ"), ("scales", "AWQ or GPTQ")])
-def test_a_quantized_checkpoint_is_recognised_by_its_tensors(tmp_path: Path, beside: str, recognised: str) -> None:
-    layer = "thinker.model.layers.0.mlp.up_proj"
-    packed = torch.ones(2, dtype=torch.int32)
-    _write(tmp_path, {f"{layer}.qweight": packed, f"{layer}.{beside}": packed.clone(), EMBEDDING: torch.ones(2)})
-    with pytest.raises(CheckpointError, match=re.escape(f"already quantized ({recognised})")):
-        Checkpoint.open(tmp_path)
-
-
 # Damage
 
 

@@ -18,6 +18,7 @@ from nearfield.export.decoder import DecoderConfig
 from nearfield.export.graph import ComponentGraph, Style
 from nearfield.export.talker import talker_graph
 from nearfield.export.thinker import thinker_graph
+from nearfield.quantize.grid import Grid
 from nearfield.quantize.rtn import round_to_nearest
 from nearfield.runtime.manifest import Dialect, FloatType
 from reference import load_model
@@ -169,7 +170,9 @@ class quantized:
     def __enter__(self) -> None:
         self.saved = [layer.weight.data for layer in self.layers]
         for layer, weight in zip(self.layers, self.saved, strict=True):
-            codes = round_to_nearest(weight.numpy(), self.style.group_size, self.style.numpy_dtype)
+            codes = round_to_nearest(
+                weight.numpy(), Grid(group_size=self.style.group_size, scale_dtype=self.style.numpy_dtype)
+            )
             layer.weight.data = torch.from_numpy(codes.dequantize())
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,8 @@ from nearfield.export import layers
 from nearfield.export.bind import Reader, write_component
 from nearfield.export.checkpoint import Checkpoint
 from nearfield.export.graph import ComponentGraph, Module, Op, Port, Style, Value, build
-from nearfield.export.layers import Int4Linear, OutputHead, bounded
+from nearfield.export.layers import OutputHead, bounded, linear
+from nearfield.quantize.packing import QuantizedWeight
 from nearfield.runtime.manifest import FloatType
 from safetensors.numpy import load_file, save_file
 
@@ -50,7 +51,7 @@ def test_a_weight_that_cannot_be_quantized_is_named(checkpoint_3b: Path, tmp_pat
     (tmp_path / "config.json").write_bytes((checkpoint_3b / "config.json").read_bytes())
     outputs, inputs = tensors[f"{name}.weight"].shape
     style = Style("ort", "float32", bits=4)
-    layer = Int4Linear(inputs, outputs, style, bias=False)
+    layer = linear(inputs, outputs, style, bias=False)
 
     class Root(Module):
         """The layer, under the name the reader is asked for."""
@@ -78,8 +79,8 @@ def test_every_int4_product_has_the_accuracy_level_asked_for(level: Literal[1, 4
 
         def __init__(self) -> None:
             super().__init__()
-            self.up = Int4Linear(160, 96, style)
-            self.down = Int4Linear(96, 160, style, bias=False)
+            self.up = linear(160, 96, style)
+            self.down = linear(96, 160, style, bias=False)
 
         def forward(self, op: Op, x: Value) -> list[Value]:
             return [self.down(op, self.up(op, x))]
@@ -105,6 +106,9 @@ def test_a_head_taken_in_row_blocks_is_whole(monkeypatch: pytest.MonkeyPatch) ->
                 block = weight[start : start + rows_at_once]
                 sizes.append(len(block))
                 yield start, block
+
+        def quantized(self, name: str, shape: Sequence[int]) -> QuantizedWeight:
+            raise AssertionError(f"{name} is not stored quantized")
 
     monkeypatch.setattr(layers, "_ROWS_AT_ONCE", 3)
     ((_, taken),) = OutputHead(5, 8, Style("ort", "float16")).bind_own("head.", Rows())

@@ -12,6 +12,7 @@ from nearfield.export.config import Section
 from nearfield.export.dit_config import DiTConfig
 from nearfield.export.graph import Array
 from nearfield.export.speaker_encoder import encode_speaker
+from nearfield.quantize.packing import QuantizedWeight
 from tolerances import SPEAKER_ENCODING, relative_error
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDelayNet
@@ -71,6 +72,9 @@ class StateDict:
 
     def rows(self, name: str, shape: Sequence[int], rows_at_once: int) -> Iterator[tuple[int, Array]]:
         raise AssertionError("the speaker encoder has no large table")
+
+    def quantized(self, name: str, shape: Sequence[int]) -> QuantizedWeight:
+        raise AssertionError("the speaker encoder is not stored quantized")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from nearfield.errors import ExportError
 from nearfield.export.checkpoint import Checkpoint
 from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.export.verify import FP16_LIMIT, FP32_LIMIT, Row, _reader, _relative_error, verify
+from nearfield.quantize.grid import Grid
 from nearfield.quantize.rtn import round_to_nearest
 from nearfield.runtime.manifest import Dialect
 
@@ -72,8 +73,8 @@ def test_int4_weights_are_read_with_the_scales_the_bundle_stores(checkpoint_3b: 
         name = f"{component}.model.layers.0.mlp.up_proj.weight"
         read = _reader(checkpoint, manifest.components[component])(name)
         weight = checkpoint.read(name).astype(np.float32)
-        np.testing.assert_array_equal(read, round_to_nearest(weight, 128, np.float16).dequantize())
-        assert not np.array_equal(read, round_to_nearest(weight, 128, np.float32).dequantize())
+        np.testing.assert_array_equal(read, round_to_nearest(weight, Grid(scale_dtype=np.float16)).dequantize())
+        assert not np.array_equal(read, round_to_nearest(weight, Grid(scale_dtype=np.float32)).dequantize())
 
 
 @pytest.mark.parametrize("bits", [16, 32])
