@@ -9,7 +9,7 @@ know each other (blocks of 2 seconds, temporal patches), so that the result is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
@@ -17,8 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import AudioError, ImageError
+from . import images
 from .manifest import Audio, FloatType, Vision
-from .mel import audio_tokens
+from .mel import audio_tokens, log_mel
+from .messages import Audio as Sound
+from .messages import Image, Video
+from .prompt import Kind, Media
 from .vision_layout import Grid, VisionLayout, vision_layout
 
 Array = npt.NDArray[Any]
@@ -47,6 +51,10 @@ class AudioEncoder:
         self._session, self._audio = session, audio
         self._dtype = np.dtype(float_type)
         self._blocks_per_call = blocks_per_call
+
+    def hear(self, sound: Sound) -> Array:
+        """Return the embeddings `(tokens, D)` of a sound, 25 a second."""
+        return self.encode(log_mel(sound.samples, self._audio))
 
     def encode(self, mel: Array) -> Array:
         """Return the embeddings `(tokens, D)` of a clip `(mel_bins, frames)`, with `audio_tokens(frames)` rows.
@@ -103,6 +111,15 @@ class VisionEncoder:
         self._dtype = np.dtype(float_type)
         self._patches_per_call = patches_per_call
 
+    def see(self, shown: Image | Video) -> Array:
+        """Return the embeddings `(t · h · w / 4, D)` of a picture, or of a video without its sound."""
+        height, width = (shown.pixels if isinstance(shown, Image) else shown.frames[0]).shape[:2]
+        if isinstance(shown, Image):
+            patches = images.image_patches(shown.pixels, self._vision, shown.max_pixels)
+            return self.encode([patches], images.image_grid(height, width, self._vision, shown.max_pixels))
+        grid = images.video_grid(len(shown.frames), height, width, self._vision, shown.max_pixels)
+        return self.encode(images.video_patches(shown.frames, self._vision, shown.max_pixels), grid)
+
     def encode(self, temporal_patches: Iterable[Array], grid: Grid) -> Array:
         """Return the embeddings `(t · h · w / 4, D)` of an image or a video, in the processor's order.
 
@@ -139,3 +156,15 @@ class VisionEncoder:
         for patches in batch:
             if patches.shape != expected:
                 raise ImageError(f"patches have shape {patches.shape}; expected {expected}, because of {grid}")
+
+
+def encode_part(part: Media, audio: AudioEncoder, vision: VisionEncoder) -> Mapping[Kind, Array]:
+    """Return the embeddings of one clip, image or video; a video with sound has two kinds."""
+    match part:
+        case Sound():
+            return {"audio": audio.hear(part)}
+        case Image():
+            return {"image": vision.see(part)}
+        case Video():
+            seen = vision.see(part)
+            return {"video": seen} if part.audio is None else {"video": seen, "audio": audio.hear(part.audio)}

@@ -7,7 +7,7 @@ Inputs: a bundle and messages of text, sound, images and video → outputs: `Tex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,13 @@ import numpy as np
 from ..errors import InputError
 from .bundle import Bundle, LoadedVoice
 from .decoder import Float32
+from .encoders import encode_part
 from .events import AudioChunk, Event, TextDelta, TextStop, Timing, TurnEnd
-from .images import image_grid, image_patches, video_grid, video_patches
-from .mel import log_mel
-from .messages import Audio, Image, Message, Video
+from .messages import Message
 from .parts import CONTEXT, MAX_CODES, Parts, load_parts
-from .prompt import Kind, Media, Prompt, build_prompt, media_parts, media_size
+from .prompt import Prompt, build_prompt, media_parts, media_size
 from .sampling import GREEDY, TALKER_DEFAULT, Sampler, Sampling
-from .session import Array, Device, SessionSettings
+from .session import Device, SessionSettings
 from .talker import SpeechStop
 from .thinker import talker_prompt_rows
 
@@ -218,27 +217,12 @@ class Omni:
         """Encode the media and feed the prompt to the Thinker; returns the prompt's rows `(S, D)` for the Talker."""
         prompt, thinker = turn.prompt, self.parts.thinker
         embeddings = thinker.embed(prompt.token_ids)  # (S, D)
-        encoded = [self._encode(part) for part in media_parts(turn.messages)]
+        encoders = self.parts.audio_encoder, self.parts.vision_encoder
+        encoded = [encode_part(part, *encoders) for part in media_parts(turn.messages)]
         for slot in prompt.slots:
             embeddings[slot.indices] = encoded[slot.part][slot.kind]
         hidden = thinker.prefill(embeddings, prompt.position_ids)
         return talker_prompt_rows(hidden, embeddings, prompt.is_media)
-
-    def _encode(self, part: Media) -> Mapping[Kind, Array]:
-        """Embeddings of one clip, image or video; a video with sound has two kinds."""
-        manifest, parts = self.bundle.manifest, self.parts
-        match part:
-            case Audio():
-                return {"audio": parts.audio_encoder.encode(log_mel(part.samples, manifest.audio))}
-            case Image():
-                grid = image_grid(part.pixels.shape[0], part.pixels.shape[1], manifest.vision, part.max_pixels)
-                patches = image_patches(part.pixels, manifest.vision, part.max_pixels)
-                return {"image": parts.vision_encoder.encode([patches], grid)}
-            case Video():
-                height, width = part.frames[0].shape[:2]
-                grid = video_grid(len(part.frames), height, width, manifest.vision, part.max_pixels)
-                seen = parts.vision_encoder.encode(video_patches(part.frames, manifest.vision, part.max_pixels), grid)
-                return {"video": seen} if part.audio is None else {"video": seen, **self._encode(part.audio)}
 
     def _speak(
         self, turn: _Turn, voice: LoadedVoice, prompt_rows: Float32, reply_rows: Sequence[Float32], started: float

@@ -19,8 +19,7 @@ import numpy as np
 from . import manifest
 from .decoder import Decoder, Float32, Int64
 from .sampling import Sampler, Sampling
-from .session import Array
-from .thinker import gather_rows
+from .thinker import Table, gather_rows
 
 SpeechStop = Literal["end", "max_codes", "context"]
 """Why speech ended: the Talker said so, the limit was reached, or the Talker's context is full."""
@@ -33,8 +32,8 @@ class Talker:
         self,
         decoder: Decoder,
         settings: manifest.Talker,
-        code_embedding: Array,
-        text_embedding: Array,
+        code_embedding: Table,
+        text_embedding: Table,
         *,
         code_count: int,
     ) -> None:

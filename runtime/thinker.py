@@ -7,6 +7,7 @@ Inputs: embeddings `float32 (S, D)` with TMRoPE ids `int64 (3, S)`, then one tok
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,15 @@ from .decoder import Decoder, Float32, Int64
 from .session import Array
 
 
-def gather_rows(table: Array, token_ids: Sequence[int] | Int64) -> Float32:
+class Table(Protocol):
+    """An embedding table `(V, D)`: an array, or whatever has the rows that are asked of it."""
+
+    def __getitem__(self, rows: Int64, /) -> Array:
+        """Rows by number."""
+        ...
+
+
+def gather_rows(table: Table, token_ids: Sequence[int] | Int64) -> Float32:
     """Rows of an embedding table `(V, D)` as `float32 (len(token_ids), D)`; only they are read from a mapped file."""
     return np.asarray(table[np.asarray(token_ids, np.int64)], np.float32)
 
