@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ... import __version__
 from ...errors import NearfieldError
-from . import ask, demo, doctor, export, inspect, verify
+from . import ask, build, demo, doctor, export, inspect, quantize, verify
 from .common import Command
 
-_COMMANDS: tuple[Command, ...] = (export, verify, inspect, ask, demo, doctor)
+_COMMANDS: tuple[Command, ...] = (export, quantize, build, verify, inspect, ask, demo, doctor)
 
 _DESCRIPTION = """\
 Qwen2.5-Omni on your own machine: it listens, looks, thinks and speaks, offline, without torch.

@@ -40,12 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line for every output as it is compared; 1 if one is over its limit."""
+    return compare(args.bundle, args.against)
+
+
+def compare(bundle: Path, checkpoint: Path) -> int:
+    """Print the table; returns the exit code."""
     with needs_extra("verify"):
         from ...export.verify import verify
 
     line = "{:<16} {:<18} {:>9} {:>9} {:>11} {:>13}  {}"
     marks: Counter[Mark] = Counter()
-    for row in verify(args.bundle, args.against):
+    for row in verify(bundle, checkpoint):
         if not marks:
             print(line.format("component", "output", "error", "limit", "in float16", "quantization", ""))
         figures = [
