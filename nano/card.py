@@ -74,9 +74,10 @@ prompts about one in ten of the sums and of the digit strings, spoken or typed, 
 refuse; the table of sums itself ("Seven plus four is eleven.") is learnt whole, without prompts. Pictures and clips are
 drawn: colour, shape, background and size or direction together make a combination, one in ten of which is held out."""
 
-_LIMITS = """- It is not trained to its end: stage understand was stopped after 900 steps, while its loss still
-  fell, and most of the scores above are too low for that. The first part of stage see was run on pictures half as wide
-  as the code now shows it.
+_LIMITS = """- Its last stages still gained when they ended, and some of the scores above are too low for that.
+- These weights are of several sessions. The code above is what they ended with, but the first two parts of stage hear
+  were run before words that only ever begin a sentence had a class of their own, and mostly on two voices and espeak's;
+  the first part of see saw pictures half as wide; the Talker's first stage knew the Thinker of reason's first part.
 - English within the world above, and nothing else; it was taught to refuse the rest, not to judge it.
 - It has heard synthesizers only. Human voices, accents, far microphones, music and several speakers are untried.
 - Pictures are plain drawings of one shape. Photographs mean nothing to it.

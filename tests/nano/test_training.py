@@ -103,7 +103,7 @@ def test_two_processes_end_as_one_does(tmp_path: Path) -> None:
 def test_shares_that_cannot_be_dealt_evenly_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = fresh()
-    with pytest.raises(NearfieldError, match="line has 1 shares a step: not to be dealt to 2"):
+    with pytest.raises(NearfieldError, match="line has 1 shares a step: 2 processes cannot deal them"):
         train(PLAN, line, loss_of(line), tmp_path)
 
 
