@@ -62,6 +62,7 @@ STAGES = (  # of those that could be next, the first is: so the longest way to t
     Stage("assemble", "assemble:assemble_stage", ("talker-final", "dit", "vocoder")),
     Stage("export", "assemble:export_stage", ("assemble",)),
     Stage("heldout", "heldout:main", ("recordings",)),
+    Stage("calibration", "calibration:main", ("recordings",)),
     Stage("evaluate", "evaluate:main", ("export", "heldout")),
     Stage("card", "card:main", ("evaluate",)),
 )

@@ -159,7 +159,7 @@ def evaluate(
         scores += [judge.score(items[task], condition, max(0.0, base[AIMS[task].name] - MAY_LOSE)) for task in _CHANGED]
     recogniser = Recogniser()
     for voice in omni.voices:
-        scores.append(judge.heard("speech", voice, _listened(omni, voice, items["speech"], recogniser, spoken)))
+        scores.append(judge.heard("speech", voice, listened(omni, voice, items["speech"], recogniser, spoken)))
         natural = [item for item in items["ceiling"] if item.voice == voice]
         scores.append(judge.heard("ceiling", voice, _listened_to_files(natural, recogniser, folder)))
     _save_misses(judge.misses)
@@ -205,7 +205,7 @@ def _text(omni: Omni, asked: Sequence[Message], ends: list[TurnEnd]) -> str:
     return end.text
 
 
-def _listened(
+def listened(
     omni: Omni, voice: str, items: Sequence[Item], recogniser: Recogniser, ends: list[TurnEnd]
 ) -> Iterator[tuple[Item, str, list[str]]]:
     """Have each item answered aloud and listen: item, the text of the reply, the words heard."""

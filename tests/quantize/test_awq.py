@@ -30,6 +30,7 @@ def _layer(rows: int, columns: int, samples: int, seed: int = 0) -> tuple[Array,
     sizes = np.exp(rng.standard_normal(columns) / 2)
     sizes[rng.choice(columns, columns // 20, replace=False)] *= 20
     mixed = rng.standard_normal((samples, columns // 4)) @ rng.standard_normal((columns // 4, columns))
+    mixed += rng.standard_normal((samples, columns))
     return weight.astype(np.float32), (mixed * sizes).astype(np.float32)
 
 
