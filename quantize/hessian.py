@@ -20,7 +20,7 @@ from ..errors import QuantizationError
 from .grid import Array
 
 _BLOCK = 256
-_DAMPING = 0.05
+_DAMPING = 0.06
 
 
 class Hessian:
@@ -79,7 +79,7 @@ class Factor:
     ) -> None:
         """Factorize H, in `K³ / 3` multiply-adds; with `overwrite` in its own memory, which leaves `hessian` empty.
 
-        `act_order` visits columns by falling diagonal. `damping` is the share that is added, by default `0.05 ·
+        `act_order` visits columns by falling diagonal. `damping` is the share that is added, by default `0.06 ·
         √(K / T)`, which falls as the noise of T samples does. Raises `QuantizationError` when there are fewer samples
         than an eighth of the inputs, all activations are 0, or the damping is too small for H.
         """

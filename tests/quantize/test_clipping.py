@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nearfield.quantize.clipping import COARSE, FINE, WHOLE, fit_groups
+from nearfield.quantize.clipping import COARSE, FINE, FINEST, WHOLE, fit_groups
 from nearfield.quantize.grid import Grid
 
 Array = npt.NDArray[np.float32]
@@ -36,8 +36,9 @@ def test_clipping_never_costs_more_than_the_whole_range(
         x = rng.standard_t(3, (40, inputs.stop - inputs.start)).astype(np.float32)
         importance.append(x.T @ x if full else np.square(x).sum(axis=0))
     whole = _cost(weight, grid, importance, *fit_groups(weight, grid, importance, WHOLE))
-    fine = _cost(weight, grid, importance, *fit_groups(weight, grid, importance, FINE))
-    assert (fine <= whole * ROUNDING).all()
+    for shares in (COARSE, FINE, FINEST):
+        clipped = _cost(weight, grid, importance, *fit_groups(weight, grid, importance, shares))
+        assert (clipped <= whole * ROUNDING).all()
 
 
 def test_the_whole_range_is_that_of_the_weights() -> None:
@@ -52,12 +53,27 @@ def test_weights_that_do_not_matter_are_cut(shares: tuple[float, ...]) -> None:
     weight = np.random.default_rng(0).uniform(-1, 1, (40, 16)).astype(np.float32)
     weight[:, 5] = 2.5
     importance = np.ones(16, np.float32)
-    importance[5] = 0
     grid = Grid(group_size=16)
-    wide, _ = fit_groups(weight, grid, [importance], WHOLE)
-    narrow, _ = fit_groups(weight, grid, [importance], shares)
-    assert (narrow <= wide).all()
-    assert narrow.mean() < 0.75 * wide.mean()
+    with_it, _ = fit_groups(weight, grid, [importance * (np.arange(16) == 5) * 100 + importance], shares)
+    importance[5] = 0
+    without_it, _ = fit_groups(weight, grid, [importance], shares)
+    assert without_it.mean() < 0.75 * with_it.mean()
+    assert with_it.mean() > 2.5 / 15
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_one_weight_that_matters_becomes_exact(symmetric: bool) -> None:
+    """A symmetric range leaves its end half a scale off; one a little wider does not."""
+    weight = np.random.default_rng(1).uniform(-1, 1, (40, 16)).astype(np.float32)
+    weight[:, 3] = 1.5
+    importance = np.full(16, 1e-6, np.float32)
+    importance[3] = 1
+    grid = Grid(group_size=16, symmetric=symmetric)
+    for shares, bound in ((WHOLE, 0.51), (FINEST, 0.15)):
+        scales, zeros = fit_groups(weight, grid, [importance], shares)
+        error = np.abs(grid.nearest(weight, scales, zeros) - weight)[:, 3] / scales[:, 0]
+        assert error.max() < bound
+    assert not symmetric or error.mean() < 0.05
 
 
 def test_groups_of_zeros_stay_zeros() -> None:
