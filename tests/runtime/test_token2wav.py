@@ -20,7 +20,6 @@ from nearfield.export.graph import Style
 from nearfield.export.speaker_encoder import encode_speaker
 from nearfield.runtime import manifest
 from nearfield.runtime.bundle import LoadedVoice
-from nearfield.runtime.ode import solve_rk4
 from nearfield.runtime.token2wav import Token2Wav
 from tolerances import VOCODER_PIECES, WHOLE_REPLY_RELATIVE, relative_error
 
@@ -181,14 +180,3 @@ def test_no_codes_and_too_many_codes_are_refused(case: Case) -> None:
 def test_noise_of_another_shape_is_refused(case: Case) -> None:
     with pytest.raises(InputError, match=r"noise has shape \(1, 80, 90\); expected \(1, 90, 80\) for 45 codes"):
         case.open().mel(CODES, case.voice, noise=np.zeros((1, 80, 90), np.float32))
-
-
-def test_the_solver_is_of_fourth_order() -> None:
-    """x′ = x from 1 ends at e; halving the step divides the error by about 16."""
-
-    def error(steps: int) -> float:
-        times = np.linspace(0, 1, 3 * steps + 1)
-        end = solve_rk4(lambda _, x: x, [float(time) for time in times], np.ones(1, np.float64))
-        return abs(float(end[0]) - np.e)
-
-    assert 12 < error(2) / error(4) < 20
