@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from nearfield.errors import AudioError
 from nearfield.runtime.mel import log_mel, log_power, mel_frames
 from numpy.typing import NDArray
+from sounds import KINDS, sound
 from tolerances import FEATURES
 from transformers import Qwen2_5OmniProcessor, WhisperFeatureExtractor
 
@@ -34,25 +35,6 @@ def expected_exactly(samples: Samples) -> Samples:
     padded[0, : min(samples.size, 32_000)] = samples[:32_000]
     features: Samples = EXTRACTOR._np_extract_fbank_features(padded, "cpu")[0]
     return features[:, : -(-min(samples.size, 32_000) // 160)]
-
-
-def sound(kind: str, length: int, seed: int) -> Samples:
-    rng = np.random.default_rng(seed)
-    seconds = np.arange(length) / 16_000
-    made: dict[str, NDArray[Any]] = {
-        "noise": 0.1 * rng.standard_normal(length),
-        "whisper": 1e-6 * rng.standard_normal(length),
-        "silence": np.zeros(length),
-        "tone": np.sin(2 * np.pi * rng.uniform(40, 7_900) * seconds),
-        "fading sweep": np.sin(2 * np.pi * (50 + 3_000 * seconds) * seconds) * np.exp(-3 * seconds),
-        "step": (seconds > rng.uniform(0, length / 16_000)).astype(float),
-        "click at the end": np.eye(1, length, length - 1)[0],
-        "loud end": 1e-3 * rng.standard_normal(length) + (np.arange(length) > length - 100),
-    }
-    return made[kind].astype(np.float32)
-
-
-KINDS = ["noise", "whisper", "silence", "tone", "fading sweep", "step", "click at the end", "loud end"]
 
 
 @given(st.sampled_from(KINDS), st.integers(1, 35_000), st.integers(0, 9))

@@ -1,0 +1,106 @@
+"""Stages that work side by side, each in a thread of its own, joined by bounded channels.
+
+One stage hands items to the next through a `Channel`; a full one makes the giver wait, so no stage runs far ahead. A
+stage that fails ends the whole pipeline with its error, and `stop` ends it at once: whoever waits at a channel wakes,
+and a stage at work stops where it next calls `check`. Nothing here can wait for ever on a stage that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The work is no longer wanted; only ever seen inside a stage, or by who takes from a stopped pipeline."""
+
+
+class Pipeline:
+    """The threads of one piece of work and what they share."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is part of the threads' names."""
+        self._name = name
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def start(self, stage: str, work: Callable[[], None]) -> None:
+        """Run a stage in a new thread."""
+        thread = threading.Thread(target=self._run, args=(work,), name=f"{self._name} {stage}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def check(self) -> None:
+        """For a stage to call between its steps: raises `Stopped` when its work is no longer wanted."""
+        if self._stopped:
+            raise Stopped
+
+    def stop(self) -> None:
+        """End all stages and wait for them: at most as long as the step each is at takes. May be called again."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self.join()
+
+    def join(self) -> None:
+        """Wait until all stages have ended."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def raise_error(self) -> None:
+        """Raise what a stage failed with, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            with contextlib.suppress(Stopped):
+                work()
+        except BaseException as error:  # noqa: BLE001  # whatever it is, who waits for the result must hear of it
+            with self._changed:
+                self._error = self._error or error
+                self._stopped = True
+                self._changed.notify_all()
+
+
+class Channel(Generic[T]):
+    """A queue between two stages of a pipeline, at most `size` items long."""
+
+    def __init__(self, pipeline: Pipeline, size: int) -> None:
+        self._pipeline, self._changed, self._size = pipeline, pipeline._changed, size
+        self._items: deque[T] = deque()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Add an item, waiting for room. Raises `Stopped`."""
+        with self._changed:
+            while len(self._items) >= self._size and not self._pipeline._stopped:
+                self._changed.wait()
+            self._pipeline.check()
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Say that no more items come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self) -> list[T]:
+        """Take all there is, waiting for an item; nothing when all of a closed channel is taken. Raises `Stopped`."""
+        with self._changed:
+            while not self._items and not self._closed and not self._pipeline._stopped:
+                self._changed.wait()
+            self._pipeline.check()
+            items = list(self._items)
+            self._items.clear()
+            self._changed.notify_all()
+            return items

@@ -1,0 +1,141 @@
+"""Stages in threads: what passes, what waits, and how everything ends."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nearfield.runtime.pipeline import Channel, Pipeline, Stopped
+
+WAIT_S = 10.0
+"""More than anything here can take; a test that waits longer has found a hang."""
+
+
+def ended(pipeline: Pipeline) -> bool:
+    """Whether all stages end by themselves."""
+    waiter = threading.Thread(target=pipeline.join, daemon=True)
+    waiter.start()
+    waiter.join(WAIT_S)
+    return not waiter.is_alive()
+
+
+@given(st.lists(st.integers(), max_size=50), st.integers(1, 5), st.integers(1, 5))
+@settings(max_examples=30)
+def test_everything_passes_in_order_however_small_the_channels_are(items: list[int], first: int, second: int) -> None:
+    pipeline, out = Pipeline("test"), list[int]()
+    numbers, doubled = Channel[int](pipeline, first), Channel[int](pipeline, second)
+
+    def give() -> None:
+        for item in items:
+            numbers.put(item)
+        numbers.close()
+
+    def double() -> None:
+        while taken := numbers.take():
+            for item in taken:
+                doubled.put(2 * item)
+        doubled.close()
+
+    def collect() -> None:
+        while taken := doubled.take():
+            out.extend(taken)
+
+    for name, stage in (("give", give), ("double", double), ("collect", collect)):
+        pipeline.start(name, stage)
+    assert ended(pipeline)
+    pipeline.raise_error()
+    assert out == [2 * item for item in items]
+
+
+def test_a_full_channel_makes_the_giver_wait() -> None:
+    pipeline, given_items = Pipeline("test"), list[int]()
+    channel = Channel[int](pipeline, 3)
+
+    def give() -> None:
+        for item in range(10):
+            channel.put(item)
+            given_items.append(item)
+
+    pipeline.start("give", give)
+    first = channel.take()
+    assert len(first) <= 3
+    assert len(given_items) <= 3 + len(first) + 1
+    pipeline.stop()
+
+
+def waiting_for_an_item(pipeline: Pipeline) -> Callable[[], None]:
+    channel = Channel[int](pipeline, 1)
+    return lambda: channel.take().clear()
+
+
+def waiting_for_room(pipeline: Pipeline) -> Callable[[], None]:
+    channel = Channel[int](pipeline, 1)
+
+    def fill() -> None:
+        while True:
+            channel.put(0)
+
+    return fill
+
+
+def working(pipeline: Pipeline) -> Callable[[], None]:
+    def work() -> None:
+        while True:
+            pipeline.check()
+
+    return work
+
+
+@pytest.mark.parametrize("stage", [waiting_for_an_item, waiting_for_room, working])
+def test_stopping_ends_a_stage_whatever_it_is_at(stage: Callable[[Pipeline], Callable[[], None]]) -> None:
+    before = threading.active_count()
+    pipeline = Pipeline("test")
+    pipeline.start("stage", stage(pipeline))
+    pipeline.stop()
+    pipeline.stop()
+    assert threading.active_count() == before
+    pipeline.raise_error()
+
+
+@pytest.mark.parametrize("stage", [waiting_for_an_item, waiting_for_room, working])
+def test_a_stage_that_fails_ends_the_others_with_its_error(stage: Callable[[Pipeline], Callable[[], None]]) -> None:
+    pipeline = Pipeline("test")
+    pipeline.start("stage", stage(pipeline))
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    pipeline.start("failing", fail)
+    assert ended(pipeline)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline.raise_error()
+
+
+def test_who_waits_for_a_failed_pipeline_is_woken() -> None:
+    pipeline = Pipeline("test")
+    channel = Channel[int](pipeline, 1)
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    pipeline.start("failing", fail)
+    with pytest.raises(Stopped):
+        channel.take()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.raise_error()
+
+
+def test_a_closed_channel_gives_what_it_has_and_then_nothing() -> None:
+    channel = Channel[int](Pipeline("test"), 4)
+    channel.put(1)
+    channel.put(2)
+    channel.close()
+    assert channel.take() == [1, 2]
+    assert channel.take() == []
+
+
+def test_a_stage_can_stop_its_own_pipeline() -> None:
+    pipeline = Pipeline("test")
+    pipeline.start("stage", pipeline.stop)
+    assert ended(pipeline)
