@@ -83,9 +83,14 @@ def talker_steps(
     spoken = []
     for number, (it, states) in enumerate(zip(steps, hidden, strict=True)):
         progress("speaking", number, len(steps))
+        position_ids = it.position_ids[:, : it.prompt]
+        talker.reset()
+        talker.read(
+            talker_prompt_rows(states[: it.prompt], it.embeddings[: it.prompt], it.is_media[: it.prompt]), position_ids
+        )
         talker.begin(
-            talker_prompt_rows(states[: it.prompt], it.embeddings[: it.prompt], it.is_media[: it.prompt]),
-            it.position_ids[:, : it.prompt],
+            next_position=int(position_ids[0, -1]) + 1,
+            largest_position=int(position_ids.max()),
             voice_bos_token_id=voices[number % len(voices)],
             sampling=TALKER_DEFAULT,
             generator=np.random.default_rng(number),
@@ -94,9 +99,8 @@ def talker_steps(
         for row in states[it.prompt :] + it.embeddings[it.prompt :]:
             talker.push(row)
         talker.finish_text()
-        for _ in talker.codes():
-            pass
-        fed, position_ids = decoder.taken()
+        drawn = np.array(list(talker.codes()), np.int64)
+        fed, all_position_ids = decoder.taken()
         embeddings: Float32 = fed @ projection.T + bias
-        spoken.append(Steps(embeddings, position_ids, it.prompt, np.zeros(len(embeddings), np.bool_)))
+        spoken.append(Steps(embeddings, all_position_ids, it.prompt, np.zeros(len(embeddings), np.bool_), drawn))
     return spoken

@@ -73,7 +73,7 @@ class MediaSlot:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt of `S` tokens, ending where the reply begins."""
+    """A prompt of `S` tokens, ending where the reply begins; or a part of one."""
 
     token_ids: NDArray[np.int64]
     """`(S)`; a placeholder id where an embedding goes."""
@@ -81,6 +81,8 @@ class Prompt:
     """`(3, S)`."""
     slots: tuple[MediaSlot, ...]
     """In the order of the conversation; the sound of a video follows it."""
+    next_position: int
+    """The id that what follows begins with."""
 
     @property
     def is_media(self) -> NDArray[np.bool_]:
@@ -124,9 +126,23 @@ def build_prompt(
     if not messages:
         raise InputError("the conversation has no messages; give at least one")
     entries: list[Entry] = [
-        {"role": message.role, "content": [_entry(part) for part in message.content]} for message in messages
+        {"role": message.role, "content": [template_entry(part) for part in message.content]} for message in messages
     ]
-    ids = np.array(tokenizer.encode_chat(entries), np.int64)
+    return lay_out(tokenizer.encode_chat(entries), sizes, tokens, vision)
+
+
+def lay_out(
+    token_ids: Sequence[int],
+    sizes: Sequence[MediaSize],
+    tokens: manifest.Tokens,
+    vision: manifest.Vision,
+    first_position: int = 0,
+) -> Prompt:
+    """Return what token ids with one placeholder for each of `sizes` become, from position id `first_position` on.
+
+    Raises `AudioError` for a sound too short to become an embedding, `BundleError` for placeholders of other media.
+    """
+    ids = np.asarray(token_ids, np.int64)
     placeholders = np.flatnonzero(np.isin(ids, [tokens.audio, tokens.image, tokens.video]))
     expected = [_placeholder(size, tokens) for size in sizes]
     if ids[placeholders].tolist() != expected:
@@ -134,7 +150,7 @@ def build_prompt(
             f"the chat template placed media {ids[placeholders].tolist()}, the conversation has {expected} "
             "(ids of audio, image and video); export the bundle again"
         )
-    layout = _Layout(tokens, vision)
+    layout = _Layout(tokens, vision, first_position)
     start = 0
     for part, (place, size) in enumerate(zip(placeholders.tolist(), sizes, strict=True)):
         layout.add_text(ids[start:place])
@@ -147,14 +163,14 @@ def build_prompt(
 class _Layout:
     """Token and position ids of a prompt, put together piece by piece."""
 
-    def __init__(self, tokens: manifest.Tokens, vision: manifest.Vision) -> None:
+    def __init__(self, tokens: manifest.Tokens, vision: manifest.Vision, first_position: int) -> None:
         self._tokens = tokens
         self._vision = vision
         self._ids: list[NDArray[np.int64]] = []
         self._positions: list[NDArray[np.int64]] = []
         self._slots: list[MediaSlot] = []
         self._length = 0
-        self._next = 0  # one above the ids of the piece added last, which need not hold the largest of all
+        self._next = first_position  # one above the ids of the piece added last, which need not hold the largest of all
 
     def add_text(self, ids: NDArray[np.int64]) -> None:
         if ids.size:
@@ -177,7 +193,7 @@ class _Layout:
 
     def finish(self) -> Prompt:
         positions = np.concatenate(self._positions, axis=1)
-        return Prompt(np.concatenate(self._ids), positions, tuple(self._slots))
+        return Prompt(np.concatenate(self._ids), positions, tuple(self._slots), self._next)
 
     def _add_video_with_sound(self, part: int, size: VideoSize, audio_count: int) -> None:
         """Seen and heard in turns of two seconds, between `audio_bos` and `audio_eos`.
@@ -231,8 +247,8 @@ class _Layout:
         self._next = int(positions.max()) + 1
 
 
-def _entry(part: Part) -> Entry:
-    """What the chat template sees of a part."""
+def template_entry(part: Part) -> Entry:
+    """Return what the chat template sees of a part."""
     match part:
         case Text():
             return {"type": "text", "text": part.text}

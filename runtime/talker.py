@@ -1,8 +1,9 @@
 """The Talker at work: rows of the Thinker in, speech codes out, 50 codes a second of speech.
 
 Inputs: prompt rows `float32 (P, E)` and reply rows `float32 (E)`, one a Thinker token (see `thinker.py`) → output:
-codes below `code_count`, one a step. Incremental by design: a step needs the reply row of its place or the knowledge
-that the reply has ended, so speech can be made while the reply is still being written.
+codes below `code_count`, one a step. Incremental by design: the prompt is read as it comes, and what was read of it is
+kept from one reply to the next; a step needs the reply row of its place or the knowledge that the reply has ended, so
+speech can be made while the reply is still being written.
 
 Each step feeds the embedding of the code before it + the next reply row. When the reply's rows are used up, the row is
 that of the token `text_eos` once and `text_pad` from then on (technical report, arXiv 2503.20215, section 2.3).
@@ -26,7 +27,7 @@ SpeechStop = Literal["end", "max_codes", "context"]
 
 
 class Talker:
-    """One reply being spoken. `begin`, then `push` rows and `finish_text`, and `step` whenever `ready`."""
+    """`read` a prompt, `begin` a reply, then `push` rows and `finish_text`, and `step` whenever `ready`."""
 
     def __init__(
         self,
@@ -47,45 +48,64 @@ class Talker:
         # The vocabulary goes past the codes the DiT has rows for. The reference suppresses only `codec_bos`, and would
         # fail on any other; masking them all changes nothing where it stays inside.
         self._suppressed = sorted(set(range(code_count, settings.vocab_size)) - set(self._stops))
+        self._rows: deque[Float32] = deque()
+        self._sampler: Sampler | None = None
+        self._stop_reason: SpeechStop | None = None
+        self._previous_code = settings.codec_bos_token_id
+        self._count = self._max_codes = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget the reply."""
-        self._decoder.reset()
-        self._rows: deque[Float32] = deque()
-        self._text_finished = self._text_eos_fed = False
-        self._sampler: Sampler | None = None
-        self._previous_code = self._settings.codec_bos_token_id
-        self._count = self._max_codes = 0
-        self._stop_reason: SpeechStop | None = None
+        """Forget the prompt and the reply."""
+        self._prompt_length = 0
+        self._end_reply()
+
+    def read(self, prompt_rows: Float32, position_ids: Int64) -> None:
+        """Add rows `(P, E)` with TMRoPE ids `(3, P)` to the prompt; a reply there may be is forgotten.
+
+        Raises `ContextLimitError` when they do not fit.
+        """
+        self._end_reply()
+        self._decoder.prefill(prompt_rows, position_ids)
+        self._prompt_length = self._decoder.length
+
+    def truncate(self, length: int) -> None:
+        """Forget the reply, and the prompt from position `length` on."""
+        if not 0 <= length <= self._prompt_length:
+            raise ValueError(f"the prompt has {self._prompt_length} positions and cannot be cut to {length}")
+        self._prompt_length = length
+        self._end_reply()
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions of the prompt that were read."""
+        return self._prompt_length
 
     def begin(
         self,
-        prompt_rows: Float32,
-        position_ids: Int64,
         *,
+        next_position: int,
+        largest_position: int,
         voice_bos_token_id: int,
         sampling: Sampling,
         generator: np.random.Generator,
         max_codes: int,
     ) -> None:
-        """Start a reply after a prompt: its rows `(P, E)` and TMRoPE ids `(3, P)`, then the token that calls the voice.
+        """Start a reply to the prompt that was read with the token that calls the voice.
 
-        Raises `ContextLimitError` when they do not fit with a first code.
+        `next_position` is the TMRoPE id behind the prompt's last token, which is text; `largest_position` the largest
+        of the prompt, which a picture or video may have pushed ahead. Raises `ContextLimitError` when the prompt leaves
+        no room for a first code.
         """
-        self.reset()
-        self.check_fits(len(prompt_rows))
+        self._end_reply()
+        self.check_fits(0)
         settings = self._settings
         voice_row = gather_rows(self._text_embedding, [voice_bos_token_id]) + self._embed(settings.codec_pad_token_id)
-        # The prompt ends in text, whose three ids are equal; the voice's token and the first reply token continue it.
-        # From there on the reference counts from the largest id so far, which a video may have pushed ahead.
-        last = int(position_ids[0, -1])
-        self._position = last + 2
-        self._next_position = max(int(position_ids.max()), last + 2) + 1
-        self._decoder.prefill(
-            np.concatenate([prompt_rows, voice_row]),  # (P + 1, E)
-            np.concatenate([position_ids, np.full((3, 1), last + 1, np.int64)], axis=1),
-        )
+        # The voice's token and the first reply token continue the prompt's text. From there on the reference counts
+        # from the largest id so far.
+        self._decoder.step(voice_row[0], next_position)
+        self._position = next_position + 1
+        self._next_position = max(largest_position, next_position + 1) + 1
         # The reference's repetition penalty counts the codec ids that stand for the prompt as seen. Pad, one of them,
         # ends speech, so this matters: it makes an end there a little less likely.
         seen = [settings.codec_mask_token_id, settings.codec_pad_token_id, settings.codec_bos_token_id]
@@ -93,7 +113,7 @@ class Talker:
         self._max_codes = max_codes
 
     def check_fits(self, prompt_positions: int) -> None:
-        """Raise `ContextLimitError` when a prompt leaves no room for the voice's token and a first code."""
+        """Raise `ContextLimitError` when so many more leave no room for the voice's token and a first code."""
         self._decoder.check_fits(prompt_positions + 2)
 
     def push(self, row: Float32) -> None:
@@ -142,6 +162,14 @@ class Talker:
             code = self.step()
             if code is not None:
                 yield code
+
+    def _end_reply(self) -> None:
+        self._decoder.truncate(self._prompt_length)
+        self._rows.clear()
+        self._sampler = self._stop_reason = None
+        self._text_finished = self._text_eos_fed = False
+        self._previous_code = self._settings.codec_bos_token_id
+        self._count = self._max_codes = 0
 
     def _next_row(self) -> Float32:
         if self._rows:

@@ -77,6 +77,10 @@ class Thinker:
         row: Float32 = _hidden(output.last_hidden_state)[0].astype(np.float32) + embedding
         return row
 
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on; the next thing to do is `prefill`."""
+        self.decoder.truncate(length)
+
     def reset(self) -> None:
         """Forget the conversation."""
         self.decoder.reset()

@@ -66,14 +66,16 @@ class Tokenizer:
             raise BundleError(f"{tokenizer_path} is damaged ({error}); export the bundle again") from error
         return cls(tokenizer, template)
 
-    def encode_chat(self, entries: Sequence[Entry]) -> list[int]:
+    def encode_chat(self, entries: Sequence[Entry], *, open_reply: bool = True) -> list[int]:
         """Return the ids of a conversation and the opening of the reply, one placeholder id for each media part.
 
         Raises `InputError` when the template refuses the conversation.
         """
         marked = [{**entry, "content": [self._mark(part) for part in entry["content"]]} for entry in entries]
         try:
-            rendered = self._template.render(messages=marked, tools=None, documents=None, add_generation_prompt=True)
+            rendered = self._template.render(
+                messages=marked, tools=None, documents=None, add_generation_prompt=open_reply
+            )
         except (jinja2.TemplateError, TypeError) as error:  # a template can go wrong as any program can
             raise InputError(f"the checkpoint's chat template refuses this conversation: {error}") from error
         ids: list[int] = []

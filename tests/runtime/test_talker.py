@@ -137,9 +137,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def begin(
     talker: Talker, prompt: Prompt, sampling: Sampling = GREEDY_TALKER, max_codes: int = CODES_WANTED, seed: int = 0
 ) -> None:
+    talker.reset()
+    talker.read(prompt.rows, prompt.position_ids)
     talker.begin(
-        prompt.rows,
-        prompt.position_ids,
+        next_position=int(prompt.position_ids[0, -1]) + 1,
+        largest_position=int(prompt.position_ids.max()),
         voice_bos_token_id=IDS.voice_ethan,
         sampling=sampling,
         generator=np.random.default_rng(seed),
