@@ -1,6 +1,8 @@
 """Nearfield: Qwen2.5-Omni on your own desktop, offline, from quantized ONNX graphs.
 
-    from nearfield import SYSTEM_PROMPT, Audio, AudioChunk, Message, Omni, Text, TextDelta, TurnEnd, read_audio
+    from nearfield import AudioChunk, Image, Omni, Text, TextDelta, TurnEnd, read_audio
+
+    conversation = Omni.load("bundle").conversation()
 
 The public names are loaded when they are first asked for, so that `nearfield --help` does not wait for ONNX Runtime.
 """
@@ -14,7 +16,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import NearfieldError
+    from .runtime.async_conversation import AsyncConversation
     from .runtime.audio import read_audio, write_wav
+    from .runtime.conversation import Conversation
     from .runtime.events import AudioChunk, TextDelta, TurnEnd
     from .runtime.images import read_image
     from .runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Text, Video
@@ -23,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SYSTEM_PROMPT",
+    "AsyncConversation",
     "Audio",
     "AudioChunk",
+    "Conversation",
     "Image",
     "Message",
     "NearfieldError",
@@ -40,6 +46,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncConversation": ".runtime.async_conversation",
+    "Conversation": ".runtime.conversation",
     "NearfieldError": ".errors",
     "Omni": ".runtime.omni",
     "Sampling": ".runtime.sampling",

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from .talker import SpeechStop
 
-TextStop = Literal["end", "max_tokens", "context"]
-"""Why text ended: the model ended it, the limit was reached, or the Thinker's context is full."""
+TextStop = Literal["end", "max_tokens", "context", "interrupted"]
+"""Why text ended: the model ended it, a limit was reached, the Thinker's context is full, or the reply was stopped."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Timing:
     text_ms: float
     """Until the text was complete."""
     speech_codes_ms: float
-    """Making the codes."""
+    """From the Talker's start until its last code; it may have waited for text."""
     speech_waveform_ms: float
-    """Making the waveform from them."""
+    """Making the waveform, while codes were still being made."""
     total_ms: float
 
 
@@ -59,7 +59,7 @@ class TurnEnd:
     text: str
     stop_reason: TextStop
     speech_stop_reason: SpeechStop | None
-    """None when the turn was not to be spoken."""
+    """None when the turn was not to be spoken, or was stopped while it was."""
     timing: Timing
 
 

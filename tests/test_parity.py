@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from nearfield.runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Tex
 from nearfield.runtime.omni import Omni
 from nearfield.runtime.sampling import GREEDY, TALKER_DEFAULT
 from nearfield.runtime.token2wav import Token2Wav
+from nearfield.runtime.windows import WHOLE, WindowPlan
 from tolerances import WHOLE_REPLY_RELATIVE, relative_error
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
 from whole_reply import reference_noise, reference_reply
@@ -74,12 +75,15 @@ class ReferenceNoise(Token2Wav):
         self.codes: list[int] = []
         self.voice: LoadedVoice | None = None
 
-    def begin(self, voice: LoadedVoice, *, seed: int) -> None:
-        del seed
+    def begin(
+        self, voice: LoadedVoice, *, seed: int, plan: WindowPlan = WHOLE, check: Callable[[], None] = print
+    ) -> None:
+        del seed, plan, check
         self.codes, self.voice = [], voice
 
-    def push(self, codes: npt.NDArray[np.int64]) -> None:
+    def push(self, codes: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         self.codes += codes.tolist()
+        return iter(())
 
     def finish(self) -> Iterator[npt.NDArray[np.float32]]:
         assert self.voice is not None

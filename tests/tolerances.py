@@ -26,8 +26,20 @@ SPEAKER_ENCODING = 1e-5
 VOCODER_PIECES = 1e-5
 """A waveform made piece by piece against the same in one piece."""
 
+WINDOWS_MEAN = 0.02
+"""Mel made in windows against the whole reply's: a frame's distance, as a part of that between two seeds."""
+
+WINDOWS_WORST_FRAME = 0.05
+"""The same, of the worst frame."""
+
+SHORT_SOLVER = 0.05
+"""Mel of the short solver against that of the reference's, as a part of the distance between two seeds."""
+
 INT4_MATMUL = 2e-5
 """An INT4 graph against the float32 product with its dequantized weights."""
+
+CONVERSATION = 1e-4
+"""What was read as it came, cut and gone on with, against the same read at once: embeddings, logits, sound."""
 
 FACTOR = 1e-6
 """Second moments of activations and their triangular factor, in float32, against float64."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,9 @@ class RecordedCodes(Token2Wav):
         self.__dict__.update(inner.__dict__)
         self.codes: list[int] = []
 
-    def push(self, codes: npt.NDArray[np.int64]) -> None:
-        self.codes = codes.tolist()
-        super().push(codes)
+    def push(self, codes: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
+        self.codes += codes.tolist()
+        return super().push(codes)
 
 
 def prompt_of(omni: Omni, messages: list[Message]) -> Prompt:
@@ -88,10 +88,10 @@ def prompt_of(omni: Omni, messages: list[Message]) -> Prompt:
     return build_prompt(messages, sizes, omni.parts.tokenizer, manifest.tokens, manifest.vision)
 
 
-def test_a_turn_is_text_then_sound_then_its_end(omni: Omni) -> None:
+def test_a_turn_is_text_and_sound_as_they_come_then_its_end(omni: Omni) -> None:
     events = list(omni.respond(QUESTION, seed=1, **SHORT))
     kinds = [type(event) for event in events]
-    assert kinds == sorted(kinds, key=[TextDelta, AudioChunk, TurnEnd].index)
+    assert (kinds[0], kinds[-1], kinds.count(TurnEnd)) == (TextDelta, TurnEnd, 1)
     end = end_of(events)
     assert text_of(events) == end.text
     assert (len(tokens_of(events)), end.timing.reply_tokens) == (6, 6)
@@ -147,6 +147,7 @@ def test_the_seed_changes_the_codes_of_the_same_text(omni: Omni) -> None:
     recorded = Omni(omni.bundle, replace(omni.parts, token2wav=recording))
     spoken = {}
     for seed in (5, 6):
+        recording.codes = []
         spoken[seed] = (tokens_of(recorded.respond(QUESTION, seed=seed, **SHORT)), recording.codes)
     assert spoken[5][0] == spoken[6][0]
     assert spoken[5][1] != spoken[6][1]
@@ -209,7 +210,8 @@ def test_starting_a_turn_ends_the_one_before(omni: Omni) -> None:
     abandoned = omni.respond([Message("user", [Text("Something else.")])], **SHORT)
     next(abandoned)
     running = omni.respond(QUESTION, speak=False, **SHORT)
-    assert next(abandoned, None) is None
+    end = end_of(list(abandoned))
+    assert end.stop_reason == "interrupted"
     assert tokens_of(running) == expected
 
 
@@ -246,8 +248,9 @@ def test_times_come_from_the_clock_and_follow_each_other(omni: Omni) -> None:
     timing = end_of(list(clocked.respond(QUESTION, seed=1, **SHORT))).timing
     assert timing.time_to_first_token_ms == 1000
     assert timing.time_to_first_audio_ms is not None
-    assert 1000 < timing.text_ms < timing.time_to_first_audio_ms < timing.total_ms
-    assert timing.speech_codes_ms == 1000
+    assert 1000 < timing.text_ms < timing.total_ms
+    assert 1000 < timing.time_to_first_audio_ms < timing.total_ms
+    assert 1000 <= timing.speech_codes_ms < timing.total_ms
     assert timing.speech_waveform_ms >= 1000
 
 
