@@ -8,13 +8,16 @@ RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nano nano-eval check clean
+.PHONY: help demo bench test nano nano-eval check clean
 
 help:  ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 8
 
 demo: $(RUN_READY)  ## Hold a spoken conversation with the tiny model in the package; replies go to demo-replies
 	$(BIN)/nearfield demo
+
+bench: $(RUN_READY)  ## Measure how soon a conversation answers; BUNDLES="nano a-bundle", exit 1 on a miss
+	$(BIN)/python -m nearfield.apps.bench $(BUNDLES)
 
 test: $(TEST_READY)  ## Run the tests; ARGS="-k mel" is handed to pytest
 	$(BIN)/python -m pytest $(ARGS)
