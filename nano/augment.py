@@ -2,7 +2,7 @@
 
 Inputs: (samples,) float32 or int16 at 16 kHz → outputs: (samples,) float32 in −1…1. Speed and pitch change together by
 up to 12 %; then come silence before and after, a small room, a narrower band (a telephone's 300–3400 Hz at the
-narrowest), noise of some colour 8–36 dB below the speech, and another level, ±12 dB.
+narrowest), noise of some colour 8–36 dB below the speech, and another level, ±12 dB, or so loud that it is cut off.
 
 It takes under two milliseconds an utterance: the room, the band and the tone of the microphone are one multiplication
 in the frequency domain, and noises are kept ready.
@@ -23,6 +23,7 @@ SPEED_SPAN = 0.12
 SILENCE_S = 0.5
 SNR_DB = (8.0, 36.0)
 LEVEL_DB = 12.0
+LOUD_SHARE, LOUD_DB = 0.15, (6.0, 14.0)  # how often, at full strength, somebody is too near the microphone
 LOUDEST_PEAK = 4.0  # of full scale: what is too loud is cut off, as a recorder would
 ROOM_SHARE, BAND_SHARE, NOISE_SHARE = 0.5, 0.4, 0.85  # how often each happens, at full strength
 ROOMS = 48
@@ -66,8 +67,10 @@ def disturb_timed(
         softest_db, loudest_db = SNR_DB[1], SNR_DB[1] + (SNR_DB[0] - SNR_DB[1]) * strength
         snr_db = rng.uniform(loudest_db, softest_db)
         speech += noise[start : start + len(speech)] * np.float32(level * 10 ** (-snr_db / 20))
-    gain = 10 ** (rng.uniform(-LEVEL_DB, LEVEL_DB) * strength / 20)
-    gain = min(gain, LOUDEST_PEAK / float(np.abs(speech).max() + 1e-6))
+    gain_db = rng.uniform(-LEVEL_DB, LEVEL_DB) * strength
+    if rng.random() < LOUD_SHARE * strength:
+        gain_db = rng.uniform(*LOUD_DB)
+    gain = min(10 ** (gain_db / 20), LOUDEST_PEAK / float(np.abs(speech).max() + 1e-6))
     return Disturbed(np.clip(speech * np.float32(gain), -1, 1), speed, before / SAMPLE_RATE_HZ)
 
 

@@ -36,6 +36,7 @@ _WEIGHTS = {
 }  # fmt: skip
 _AGAIN = 0.06  # of the conversations end in "say that again"
 _EARLIER_TURNS = (0.85, 0.1, 0.05)
+_SPEAKERS = (0.6, 0.4)  # Chelsie's codes are the harder ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ def spoken_conversation(by_kind: dict[str, list[Line]], rng: random.Random) -> S
     """Draw a reply and a conversation that ends in it."""
     (kind,) = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
     line = rng.choice(by_kind[kind])
-    speaker = rng.randrange(len(SPEAKERS))
+    (speaker,) = rng.choices(range(len(SPEAKERS)), _SPEAKERS)
     prompt = rng.choice(line.prompts)
     if kind == "transcript":
         messages = [message("system", rng.choice(TRANSCRIPT_SYSTEM)), message("user", prompt)]

@@ -49,7 +49,8 @@ from .training import Losses, Plan, Pools, device, device_of, finished, precisio
 from .understand import Mind
 
 TALKER = Plan("talker", steps=4500, learning_rate=2e-3, ema=0.995, seed=6)
-TALKER_FINAL = Plan("talker-final", steps=1000, learning_rate=8e-4, warmup_steps=30, ema=0.995, seed=7, shares=2)
+FINAL_FIRST = Plan("talker-final-first", steps=1000, learning_rate=8e-4, warmup_steps=30, ema=0.995, seed=7, shares=2)
+FINAL_SECOND = Plan("talker-final", steps=1500, learning_rate=8e-4, warmup_steps=30, ema=0.995, seed=17, shares=2)
 
 _BATCH = 16
 _POOL_BATCHES = 8
@@ -84,7 +85,9 @@ def talker_final_stage() -> Talker:
     talker, mind = fresh_talker().to(device()), Mind(trained=True).to(device())
     talker.load_state_dict(finished(TALKER.name))
     quicken(talker.model.layers)
-    train(TALKER_FINAL, talker, HeardTalkerLoss(TALKER_FINAL, talker, mind, Recordings.load("train")))
+    recordings = Recordings.load("train")
+    for plan in (FINAL_FIRST, FINAL_SECOND):
+        train(plan, talker, HeardTalkerLoss(plan, talker, mind, recordings))
     return talker
 
 

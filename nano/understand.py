@@ -2,7 +2,8 @@
 
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
-says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part.
+says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part. In
+the second of two parts the vision tower, which could already name what it sees, learns to say it so that it is read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from .sentences import TRANSCRIPT_SYSTEM
 from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
 from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
 
-UNDERSTAND = Plan("understand", steps=3600, learning_rate=8e-4, warmup_steps=100, ema=0.998, shares=2)
+_SHARES = 2
+FIRST = Plan("understand-first", steps=3600, learning_rate=8e-4, warmup_steps=100, ema=0.998, shares=_SHARES)
+SECOND = Plan("understand", steps=3000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=11, shares=_SHARES)
 _SPOKEN, _TYPED, _PICTURES, _CLIPS = 12, 3, 3, 1
 """Conversations of each kind in a share of a step; clips, which are many times longer, in every second step only."""
 _CLIPS_EVERY = 2
@@ -37,6 +40,8 @@ _BATCH_WEIGHTS = (0.45, 0.45, 0.2)
 _TRANSCRIBED = 0.25
 _TOWER_WEIGHT = 0.2
 _SUMS, _SUMS_WEIGHT = 32, 0.2
+_EARLIER_TURNS = {0: 0.5, 1: 0.24, 2: 0.1, 3: 0.04, 4: 0.03, 5: 0.03, 6: 0.02, 7: 0.02, 8: 0.02}
+"""How often a conversation has so many turns before the one that is answered; nobody stops after three."""
 _SPOKEN_EARLIER = 0.3
 
 
@@ -56,7 +61,7 @@ class Mind(nn.Module):
         self.ear.load_state_dict(finished("hear"))
         self.visual.load_state_dict(see.weights())
         _match_loudness(self.ear, self.language_model.embed_tokens.weight)
-        # It names colours and shapes already; that they are read is for the Thinker to learn.
+        # It names colours and shapes already; that they are read is first for the Thinker to learn.
         self.visual.requires_grad_(False)
         # The last matrix became so small that AdamW's steps, which are of one size, would ruin it within a minute.
         self.ear.tower.proj.requires_grad_(False)
@@ -67,7 +72,11 @@ def understand_stage() -> nn.Module:
     """Train all of the Thinker together; stages ``reason``, ``hear`` and ``see`` come first."""
     mind = Mind().to(device())
     quicken(mind.language_model.layers)
-    train(UNDERSTAND, mind, UnderstandLoss(mind, Recordings.load("train")))
+    loss = UnderstandLoss(mind, Recordings.load("train"))
+    train(FIRST, mind, loss)
+    mind.visual.requires_grad_(True)
+    mind.visual.merger.mlp[-1].weight.requires_grad_(False)  # small too
+    train(SECOND, mind, loss)
     return mind
 
 
@@ -79,7 +88,7 @@ class UnderstandLoss:
 
     def __call__(self, number: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of mixed conversations; but for the clips, the generator alone decides which."""
-        clips = 0 if (number // UNDERSTAND.shares + 1) % _CLIPS_EVERY else _CLIPS
+        clips = 0 if (number // _SHARES + 1) % _CLIPS_EVERY else _CLIPS
         parts = [self._losses(drawn, rng) for drawn in self._conversations.batches(rng, clips)]
         sums = self._sums(rng)
         weighted = list(zip(_BATCH_WEIGHTS, parts, strict=False))
@@ -161,7 +170,7 @@ class Conversations:
         return [batch for batch in (short[:half], short[half:], filmed) if batch]
 
     def _spoken(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
-        """One to three turns, the last spoken, earlier ones spoken or typed; or a transcript of one."""
+        """Some turns, the last spoken, earlier ones spoken or typed; or a transcript of one."""
         last = self._recording(plain)
         if last.skill in ("picture", "video") and plain.random() < 0.5:
             last = self._recording(plain, "talk")
@@ -170,7 +179,7 @@ class Conversations:
             system = message("system", plain.choice(TRANSCRIPT_SYSTEM))
             return Conversation(Example([system, _user(self._sound(last, rng))], written(exchange)), [last.prompt])
         messages, said, reply = [message("system", SYSTEM_PROMPT)], [], None
-        (turns,) = plain.choices((0, 1, 2), weights=(0.6, 0.3, 0.1))
+        (turns,) = plain.choices(list(_EARLIER_TURNS), list(_EARLIER_TURNS.values()))
         if exchange.skill == "again":
             turns = max(turns, 1) if plain.random() < 0.9 else 0
         for _ in range(turns):

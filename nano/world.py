@@ -78,7 +78,8 @@ __all__ = [
 Skill = Literal["sums", "digits", "talk", "again", "picture", "video", "refusal"]
 
 _SINGLE_DIGIT_SHARE = 0.35  # of operands: small sums are asked most
-_OUT_OF_RANGE_SHARE = 0.05  # of sums: the result is one Nano cannot count to
+_OUT_OF_RANGE_SHARE = 0.15  # of sums: the result is one Nano cannot count to
+_REPEATED_SHARE = 0.15  # of digits after the first: chosen to be the one before, the hardest to hear
 _NO_PICTURE_SHARE = 0.1  # of talk: what is asked of a picture, without one
 _HOMOPHONES = {"for": "four", "to": "two", "too": "two", "won": "one", "ate": "eight", "by": "bye", "no": "know"}
 
@@ -213,7 +214,9 @@ def _sum_reply(first: int, operator: Operator, second: int) -> str:
 def _draw_digits(rng: random.Random, split: Split) -> Exchange:
     while True:
         (count,) = rng.choices((1, 2, 3, 4, 5), weights=(1, 2, 3, 3, 3))
-        digits = [rng.randrange(10) for _ in range(count)]
+        digits = [rng.randrange(10)]
+        while len(digits) < count:
+            digits.append(digits[-1] if rng.random() < _REPEATED_SHARE else rng.randrange(10))
         if _split_of_digits(digits) == split:
             break
     said = " ".join(DIGITS[digit] for digit in digits)
