@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...errors import ContextLimitError
 from .common import BUNDLE_HELP, IMAGE_PIXELS, bundle_path, check_outputs
+from .memory import OVERRIDE, OVERRIDE_HELP, require_fit
 
 NAME = "ask"
 SUMMARY = "ask a bundle something; it answers in text and speech"
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8192,
         help="most positions question and answer may take; each takes memory (default: %(default)s)",
     )
+    parser.add_argument(OVERRIDE, action="store_true", help=OVERRIDE_HELP)
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     speech = None if args.no_speech else args.out
     check_outputs({"--out": speech, "--json": args.json}, {"--audio": args.audio, "--image": args.image})
     from ...runtime.bundle import Bundle
+    from ...runtime.memory_plan import MemoryPlanner, Workload
     from ...runtime.omni import Omni
     from .turn import conversation, cut_sound, cuts, record, summary, take, write_json, write_speech
 
@@ -114,10 +117,18 @@ def run(args: argparse.Namespace) -> int:
         bundle.voice(args.voice)  # a wrong name is found before gigabytes are loaded
     if warning := cut_sound(messages, bundle.manifest.audio):
         print(f"nearfield: {warning}", file=sys.stderr)
+    max_codes = args.max_seconds * CODES_PER_SECOND
+    if not args.ignore_memory:
+        workload = Workload(
+            device=args.device,
+            context=args.context,
+            image_pixels=0 if args.image is None else args.image_pixels,
+            codes=0 if speech is None else max_codes,
+        )
+        require_fit(MemoryPlanner.of(bundle), workload)
     if sys.stderr.isatty():
         print(f"loading {args.bundle} …", file=sys.stderr)
     omni = Omni.load(args.bundle, device=args.device, context=args.context)
-    max_codes = args.max_seconds * CODES_PER_SECOND
     try:
         events = omni.respond(
             messages,

@@ -1,4 +1,4 @@
-"""`nearfield inspect`: what is in a bundle, and whether it is whole."""
+"""`nearfield inspect`: what is in a bundle, how much memory it takes, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ...errors import ContextLimitError
+from .ask import DEVICES, positive
 from .common import BUNDLE_HELP, bundle_path, heard_seconds, size, table
 
 if TYPE_CHECKING:
+    from ...runtime.bundle import Bundle
     from ...runtime.manifest import Component, KVCache, Manifest
+    from ...runtime.memory_plan import MemoryPlan
 
 NAME = "inspect"
-SUMMARY = "say what is in a bundle and check its files"
+SUMMARY = "say what is in a bundle and how much memory it takes, and check its files"
 DESCRIPTION = """\
-Show the components of a bundle, their types and sizes, its voices and limits.
+Show the components of a bundle, their types and sizes, its voices and limits, and how much memory each part takes, at
+most, for a context and a video of a given length: known before anything is loaded. --context and --video-seconds say
+for how much, --device where.
 
 Always checked: the manifest, the size of every file, and the SHA-256 hash of files under 4 MB. With --check every file
 is read and its hash compared, which takes as long as the disk takes."""
 EXAMPLES = """\
 examples:
   nearfield inspect omni-3b
+  nearfield inspect omni-3b --context 32768 --video-seconds 20 --device cuda
   nearfield inspect omni-3b --check"""
 
 
@@ -29,6 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_path, help=BUNDLE_HELP)
     parser.add_argument("--check", action="store_true", help="also compare the hash of every file")
+    memory = parser.add_argument_group("the memory plan")
+    memory.add_argument(
+        "--context", metavar="N", type=positive, help="positions of the conversation (default: 8192, or all there are)"
+    )
+    memory.add_argument(
+        "--video-seconds", metavar="S", type=seconds, default=0.0, help="length of a video in it (default: none)"
+    )
+    memory.add_argument("--device", choices=DEVICES, default="cpu", help="where graphs run (default: %(default)s)")
+
+
+def seconds(text: str) -> float:
+    """A length of time for argparse, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds of 0 or more, found {text!r}")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,9 +62,13 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ...runtime.bundle import Bundle
+    from . import memory
 
     bundle = Bundle.open(args.bundle)
+    plan = memory_plan(bundle, args)
     print(describe(bundle.manifest))
+    print()
+    print(memory.describe(plan, memory.free_bytes(plan.workload)))
     print()
     if not args.check:
         print("Sizes of all files and hashes of the small ones are right; --check compares all hashes.")
@@ -53,6 +83,19 @@ def run(args: argparse.Namespace) -> int:
         bundle.check(progress)
     print("Sizes and hashes of all files are right.")
     return 0
+
+
+def memory_plan(bundle: Bundle, args: argparse.Namespace) -> MemoryPlan:
+    """The plan for what the arguments ask for. Raises `InputError` for a context that cannot be."""
+    from ...runtime.memory_plan import MemoryPlanner, Workload
+    from ...runtime.parts import CONTEXT
+
+    context = min(CONTEXT, bundle.manifest.thinker.max_positions) if args.context is None else args.context
+    workload = Workload(device=args.device, context=context, video_seconds=args.video_seconds)
+    try:
+        return MemoryPlanner.of(bundle).plan(workload)
+    except ContextLimitError as error:
+        raise ContextLimitError(f"{error} (--context N, --video-seconds S)") from error
 
 
 def describe(manifest: Manifest) -> str:
