@@ -38,6 +38,12 @@ SHORT_SOLVER = 0.05
 INT4_MATMUL = 2e-5
 """An INT4 graph against the float32 product with its dequantized weights."""
 
+CHUNKED_CACHE = {"float16": 1e-4, "int8": 1e-3}
+"""The same where the cache is rounded: a number that lies between two codes may fall to either side."""
+
+CACHE_LOSS = {"float16": 5e-4, "int8": 6e-3}
+"""Logits and hidden states with a cache of this type against those with one of float32."""
+
 CONVERSATION = 1e-4
 """What was read as it came, cut and gone on with, against the same read at once: embeddings, logits, sound."""
 

@@ -296,7 +296,6 @@ def recognised(bench: Bench, replies: Sequence[Reply]) -> None:
         "windows": (None, shipped, 0),
         "windows, rk4 in 3 steps": (rk4, shipped, 0),
         "windows, euler in 9 steps": (euler, shipped, 0),
-        "windows with nothing back": (None, replace(shipped, back_blocks=0), 0),
     }
     print("\n4. Words recognised\n")
     for name, (solver, plan, seed) in ways.items():
