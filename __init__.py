@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .runtime.events import AudioChunk, TextDelta, TurnEnd
     from .runtime.images import read_image
     from .runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Text, Video
+    from .runtime.ode import Solver
     from .runtime.omni import Omni
     from .runtime.sampling import Sampling
 
@@ -36,6 +37,7 @@ __all__ = [
     "NearfieldError",
     "Omni",
     "Sampling",
+    "Solver",
     "Text",
     "TextDelta",
     "TurnEnd",
@@ -51,6 +53,7 @@ _HOMES = {
     "NearfieldError": ".errors",
     "Omni": ".runtime.omni",
     "Sampling": ".runtime.sampling",
+    "Solver": ".runtime.ode",
     "read_audio": ".runtime.audio",
     "read_image": ".runtime.images",
     "write_wav": ".runtime.audio",

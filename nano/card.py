@@ -77,7 +77,9 @@ drawn: colour, shape, background and size or direction together make a combinati
 _LIMITS = """- Its last stages still gained when they ended, and some of the scores above are too low for that.
 - These weights are of several sessions. The code above is what they ended with, but the first two parts of stage hear
   were run before words that only ever begin a sentence had a class of their own, and mostly on two voices and espeak's;
-  the first part of see saw pictures half as wide; the Talker's first stage knew the Thinker of reason's first part.
+  the first part of see saw pictures half as wide; the Talker's first stage knew the Thinker of reason's first part; the
+  first part of understand had fewer repeated digits, sums out of range and clipped speech, and its second no long
+  conversations until step 1,170; the first part of talker-final knew the Thinker of understand's first.
 - English within the world above, and nothing else; it was taught to refuse the rest, not to judge it.
 - It has heard synthesizers only. Human voices, accents, far microphones, music and several speakers are untried.
 - Pictures are plain drawings of one shape. Photographs mean nothing to it.

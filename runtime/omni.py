@@ -19,6 +19,7 @@ from .encoders import encode_part
 from .events import Event
 from .history import History, Piece
 from .messages import SYSTEM_PROMPT, Message
+from .ode import Solver
 from .parts import CONTEXT, MAX_CODES, Parts, load_parts
 from .prompt import build_prompt, media_parts, media_size
 from .reading import Reader
@@ -46,15 +47,17 @@ class Omni:
         context: int = CONTEXT,
         threads: int | None = None,
         gpu_memory_limit_bytes: int | None = None,
+        solver: Solver | None = None,
     ) -> Omni:
         """Load the bundle in the directory `path` on a device.
 
-        `context` is the most positions a prompt and its reply may take; `threads` those one operator may use on a CPU.
+        `context` is the most positions a prompt and its reply may take; `threads` those one operator may use on a CPU;
+        `solver` makes mels faster than the bundle's own, or as the reference does (docs/streaming-speech.md).
         Raises `BundleError`, `DeviceError`, and `InputError` for a context the model does not have.
         """
         settings = SessionSettings(device, threads, gpu_memory_limit_bytes)
         bundle = Bundle.open(Path(path))
-        return cls(bundle, load_parts(bundle, settings, context))
+        return cls(bundle, load_parts(bundle, settings, context, solver))
 
     @property
     def voices(self) -> list[str]:

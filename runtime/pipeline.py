@@ -26,7 +26,8 @@ class Pipeline:
     def __init__(self, name: str) -> None:
         """`name` is part of the threads' names."""
         self._name = name
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changes: list[threading.Condition] = []  # one for each channel, all with this lock
         self._threads: list[threading.Thread] = []
         self._stopped = False
         self._error: BaseException | None = None
@@ -44,9 +45,8 @@ class Pipeline:
 
     def stop(self) -> None:
         """End all stages and wait for them: at most as long as the step each is at takes. May be called again."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        with self._lock:
+            self._wake_all()
         self.join()
 
     def join(self) -> None:
@@ -65,19 +65,33 @@ class Pipeline:
             with contextlib.suppress(Stopped):
                 work()
         except BaseException as error:  # noqa: BLE001  # whatever it is, who waits for the result must hear of it
-            with self._changed:
+            with self._lock:
                 self._error = self._error or error
-                self._stopped = True
-                self._changed.notify_all()
+                self._wake_all()
+
+    def _wake_all(self) -> None:
+        """Whoever waits anywhere finds that it is over."""
+        self._stopped = True
+        for changed in self._changes:
+            changed.notify_all()
 
 
 class Channel(Generic[T]):
-    """A queue between two stages of a pipeline, at most `size` items long."""
+    """A queue from one stage of a pipeline to another, at most `size` items long."""
 
     def __init__(self, pipeline: Pipeline, size: int) -> None:
-        self._pipeline, self._changed, self._size = pipeline, pipeline._changed, size
+        self._pipeline, self._size = pipeline, size
+        self._changed = threading.Condition(pipeline._lock)
+        pipeline._changes.append(self._changed)
         self._items: deque[T] = deque()
+        self._awaited = 1  # nobody is woken for less: a stage that wakes for nothing takes time from the others
         self._closed = False
+
+    def resize(self, size: int) -> None:
+        """Let it be at most `size` items long, at least one, from now on; what is in it stays."""
+        with self._changed:
+            self._size = max(1, size)
+            self._changed.notify_all()
 
     def put(self, item: T) -> None:
         """Add an item, waiting for room. Raises `Stopped`."""
@@ -86,7 +100,8 @@ class Channel(Generic[T]):
                 self._changed.wait()
             self._pipeline.check()
             self._items.append(item)
-            self._changed.notify_all()
+            if len(self._items) >= min(self._awaited, self._size):
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Say that no more items come."""
@@ -94,10 +109,14 @@ class Channel(Generic[T]):
             self._closed = True
             self._changed.notify_all()
 
-    def take(self) -> list[T]:
-        """Take all there is, waiting for an item; nothing when all of a closed channel is taken. Raises `Stopped`."""
+    def take(self, at_least: int = 1) -> list[T]:
+        """Take all there is, waiting for so many items, or for fewer if it is closed or full; nothing after the last.
+
+        Raises `Stopped`.
+        """
         with self._changed:
-            while not self._items and not self._closed and not self._pipeline._stopped:
+            self._awaited = at_least
+            while len(self._items) < min(at_least, self._size) and not self._closed and not self._pipeline._stopped:
                 self._changed.wait()
             self._pipeline.check()
             items = list(self._items)

@@ -27,8 +27,8 @@ from .windows import WindowPlan
 Clock = Callable[[], float]
 """Seconds from any fixed moment on."""
 
-_ROWS, _CODES, _EVENTS = 64, 256, 1024
-"""How far a stage may run ahead of the next: tokens of text, codes of speech, events nobody has taken."""
+_ROWS, _EVENTS = 8, 1024
+"""How far the Thinker may run ahead of the Talker, in tokens, and a reply ahead of who takes its events."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Reply(Iterator[Event]):
         self._events: Channel[Event] = Channel(self._pipeline, _EVENTS)
         self._taken: list[Event] = []
         self._rows: Channel[Float32] = Channel(self._pipeline, _ROWS)
-        self._codes: Channel[int] = Channel(self._pipeline, _CODES)
+        self._codes: Channel[int] = Channel(self._pipeline, 1)  # a window's, once there is one
         self._pipeline.start("text", self._write)
         if manner.voice is not None:
             self._pipeline.start("speech", self._speak)
@@ -243,8 +243,12 @@ class Reply(Iterator[Event]):
         settings = self._settings.token2wav
         plan = self._manner.windows or WindowPlan.streaming(settings)
         token2wav.begin(voice, seed=self._noise_seed, plan=plan, check=self._pipeline.check)
-        while codes := self._codes.take():
-            self._put_sound(token2wav.push(np.array(codes, np.int64)))
+        self._codes.resize(token2wav.missing_codes())
+        while codes := self._codes.take(at_least=token2wav.missing_codes()):
+            pieces = token2wav.push(np.array(codes, np.int64))
+            # While a window is made the Talker speaks the next, and no more: it would only take the machine away.
+            self._codes.resize(token2wav.missing_codes(windows=2))
+            self._put_sound(pieces)
         self._put_sound(token2wav.finish())
         self._finish()
 

@@ -135,6 +135,10 @@ class Token2Wav:
         reply.windows.push(codes)
         return self._pieces(reply)
 
+    def missing_codes(self, windows: int = 1) -> int:
+        """How many more codes it takes until so many windows can be made."""
+        return self._begun().windows.missing(windows)
+
     def finish(self) -> Iterator[Float32]:
         """End the reply; the iterator yields the rest of its sound, none if it has no codes. Another can begin."""
         reply = self._begun()

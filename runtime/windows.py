@@ -109,6 +109,11 @@ class Windows:
         """Whether the reply has ended and all of it has been cut."""
         return self._finished and self._start == self.length
 
+    def missing(self, windows: int) -> int:
+        """How many codes the next so many windows still lack."""
+        blocks = sum(self._plan.length_blocks(index) for index in range(self._index, self._index + windows))
+        return max(0, self._start + (blocks + self._plan.ahead_blocks) * self._block_codes - self.length)
+
     def most_codes(self, more: int) -> int:
         """Codes in the longest window there may be if `more` follow."""
         return min(self.length + more, self._plan.most_blocks * self._block_codes)
