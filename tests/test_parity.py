@@ -81,6 +81,9 @@ class ReferenceNoise(Token2Wav):
         del seed, plan, check
         self.codes, self.voice = [], voice
 
+    def missing_codes(self, windows: int = 1) -> int:
+        return 1_000_000  # all of them: it is made at the end
+
     def push(self, codes: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         self.codes += codes.tolist()
         return iter(())

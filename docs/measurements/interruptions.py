@@ -29,10 +29,10 @@ def main() -> None:
     threads, resident, heard, waited = threading.active_count(), list[int](), 0, list[float]()
     for _ in tqdm(range(COUNT), desc="interruptions"):
         conversation.listen(rng.choice(spoken))
-        taken = 0
+        taken, last = 0, rng.choice((0, 9, 12, 15, 30))
         for number, event in enumerate(conversation.respond()):
             taken += len(event.samples) if isinstance(event, AudioChunk) else 0
-            if number >= rng.choice((0, 2, 5, 8, 12)):
+            if number >= last:
                 break
         started = time.perf_counter()
         heard += bool(conversation.interrupt(round(rng.random() * taken)))

@@ -65,6 +65,10 @@ class Recorder(Token2Wav):
         """A reply begins."""
         self.codes = self.codes[:0]
 
+    def missing_codes(self, windows: int = 1) -> int:
+        """All of them: nothing is made."""
+        return 1_000_000
+
     def push(self, codes: Int64) -> Iterator[Float32]:
         """Keep the codes."""
         self.codes = np.concatenate([self.codes, codes])

@@ -139,3 +139,41 @@ def test_a_stage_can_stop_its_own_pipeline() -> None:
     pipeline = Pipeline("test")
     pipeline.start("stage", pipeline.stop)
     assert ended(pipeline)
+
+
+def test_who_awaits_several_items_gets_them_together_or_what_there_is_at_the_end() -> None:
+    pipeline, taken = Pipeline("test"), list[list[int]]()
+    channel = Channel[int](pipeline, 8)
+
+    def collect() -> None:
+        while items := channel.take(at_least=4):
+            taken.append(items)
+
+    pipeline.start("collect", collect)
+    for item in range(10):
+        channel.put(item)
+    channel.close()
+    assert ended(pipeline)
+    assert [item for items in taken for item in items] == list(range(10))
+    assert all(len(items) >= 4 for items in taken[:-1])
+
+
+def test_awaiting_more_than_a_channel_holds_gives_what_it_holds() -> None:
+    channel = Channel[int](Pipeline("test"), 2)
+    channel.put(1)
+    channel.put(2)
+    assert channel.take(at_least=5) == [1, 2]
+
+
+def test_more_room_lets_a_waiting_giver_go_on() -> None:
+    pipeline = Pipeline("test")
+    channel = Channel[int](pipeline, 1)
+
+    def give() -> None:
+        for item in range(3):
+            channel.put(item)
+
+    pipeline.start("give", give)
+    channel.resize(3)
+    assert ended(pipeline)
+    assert channel.take() == [0, 1, 2]

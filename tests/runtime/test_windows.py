@@ -124,3 +124,21 @@ def test_a_window_without_a_block_is_refused(name: str) -> None:
         WindowPlan(**{"first_blocks": 1, name: 0})
     with pytest.raises(InputError, match="back_blocks of a window plan is -1; expected at least 0"):
         WindowPlan(1, back_blocks=-1)
+
+
+@given(plans, st.integers(0, 60))
+def test_it_says_how_many_codes_the_next_window_lacks(plan: WindowPlan, codes: int) -> None:
+    windows = Windows(plan, SETTINGS, 0)
+    windows.push(numbered(codes))
+    while windows.next() is not None:
+        pass
+    lacking, further = windows.missing(1), windows.missing(2)
+    assert 0 < lacking < further
+    windows.push(numbered(lacking - 1))
+    assert windows.next() is None
+    windows.push(numbered(1))
+    assert windows.missing(1) == 0
+    assert windows.missing(2) == further - lacking
+    assert windows.next() is not None
+    assert windows.next() is None
+    assert windows.missing(1) == further - lacking
