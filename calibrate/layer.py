@@ -1,13 +1,14 @@
-"""Quantizing one decoder layer: its weights and what its Linears were given → codes, and the norms that took scales.
+"""Quantizing one layer: its weights and what its Linears were given → codes, and the parameters that took scales.
 
-AWQ's scales are taken back by what precedes a group of Linears: q, k and v by the norm before attention, gate and up by
-the norm before the MLP, o by the rows of v, down by the rows of up.
+AWQ's scales are taken back by what precedes a group of Linears (`Fold`): q, k and v by the norm before attention, gate
+and up by the norm before the MLP, o by the rows of v, down by the rows of up. A group behind something that is not
+linear, like a GELU, gets none: there `awq` is clipping and rounding, and `awq-gptq` is `gptq`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import QuantizationError
-from ..export.decoder import DecoderConfig
 from ..quantize.awq import (
     clip_and_round,
     divide_outputs,
@@ -25,7 +25,7 @@ from ..quantize.awq import (
 )
 from ..quantize.gptq import gptq
 from ..quantize.grid import Grid
-from ..quantize.hessian import Factor, Hessian, relative_error
+from ..quantize.hessian import Factor, Hessian, checked_activations, relative_error
 from ..quantize.packing import QuantizedWeight
 from ..quantize.rtn import round_to_nearest
 
@@ -35,15 +35,18 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 _TOKENS = 2048
 """Inputs kept of all calibration tokens, for AWQ and for the report."""
-_PRECEDING = {
-    "self_attn.q_proj": ("input_layernorm.weight",),
-    "self_attn.o_proj": ("self_attn.v_proj.weight", "self_attn.v_proj.bias"),
-    "mlp.gate_proj": ("post_attention_layernorm.weight",),
-    "mlp.down_proj": ("mlp.up_proj.weight",),
-}
-"""By the first Linear of a group, the parameters that its scales are divided out of."""
-_IN_ORDER = ("self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj", "mlp.gate_proj")
-"""Those that change another group's weights come before it."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where the scales of a group of Linears are taken back."""
+
+    first: str
+    """The group's first Linear, whose inputs are divided."""
+    preceding: str
+    """What puts those inputs out, with its weight and bias: a norm, or a Linear of the same layer."""
+    sources: npt.NDArray[np.int64] | None = None
+    """For each input the output of `preceding` it comes from, where that is not the one in its place."""
 
 
 class Seen:
@@ -56,7 +59,8 @@ class Seen:
         self._kept: list[Float32] = []
 
     def add(self, inputs: Float32) -> None:
-        """Take in the inputs `(S, K)` of a sequence."""
+        """Take in inputs `(S, K)`; raises `QuantizationError` when they are not finite."""
+        checked_activations(inputs, inputs.shape[1])
         if self.hessian is not None:
             self.hessian.add(inputs)
         first = -self._passed % self._stride
@@ -67,6 +71,16 @@ class Seen:
     def tokens(self) -> Float32:
         """`(T, K)`, about two thousand."""
         return np.concatenate(self._kept)
+
+    def check_enough(self) -> None:
+        """Raise `QuantizationError` for fewer inputs than `Factor` wants: AWQ works without, but not well."""
+        columns = self._kept[0].shape[1]
+        least = -(-columns // 8)
+        if self._passed < least:
+            raise QuantizationError(
+                f"{self._passed} tokens of calibration data for a layer of {columns} inputs: expected at least "
+                f"{least}; calibrate with more data"
+            )
 
     def data(self) -> Factor | Float32:
         """What a method goes by; the second moments are used up. Raises `QuantizationError` for too few tokens."""
@@ -81,7 +95,7 @@ class QuantizedLayer:
 
     codes: dict[str, QuantizedWeight] = field(default_factory=dict)
     changed: dict[str, Float32] = field(default_factory=dict)
-    """Norms, and biases of v, that took scales; in float32, but of values that the checkpoint's type holds."""
+    """Norms and biases that took scales; in float32, but of values that the checkpoint's type holds."""
     errors: dict[str, float] = field(default_factory=dict)
     """Share of the output's energy that quantization changes, on the calibration tokens."""
 
@@ -94,13 +108,14 @@ def quantize_layer(
     parameters: Mapping[str, Float32],
     groups: Sequence[Sequence[str]],
     seen: Mapping[str, Seen],
-    config: DecoderConfig,
+    folds: Sequence[Fold],
     method: Method,
     grid: Grid,
     rounding: Rounding,
 ) -> QuantizedLayer:
     """Quantize the Linears of `groups`; `parameters` are by name, `seen` by a group's first Linear.
 
+    `folds` come in such an order that scales which change another group's weights are found before that group's.
     Raises `QuantizationError` naming the Linears, for what the engine cannot do with them.
     """
     result, now = QuantizedLayer(), dict(parameters)
@@ -108,14 +123,17 @@ def quantize_layer(
     data = {}
     for first, its in seen.items():
         with _named(by_first[first]):
+            if method == "awq":
+                its.check_enough()
             data[first] = its.data()
     scales: dict[str, Float32] = {}
+    quantized = {f"{name}.weight" for names in groups for name in names}
     if method in ("awq", "awq-gptq"):
-        for first in _IN_ORDER:
-            scales[first] = _scale(now, by_first[first], data[first], config, grid, rounding)
-        changed = {name for names in _PRECEDING.values() for name in names if not name.endswith("_proj.weight")}
-        result.changed = {name: now[name] for name in sorted(changed & now.keys())}
-    taken = _taken_by_rows(scales, config)
+        for fold in folds:
+            scales[fold.first] = _scale(now, by_first[fold.first], data[fold.first], fold, grid, rounding, quantized)
+        preceding = {f"{fold.preceding}.{kind}" for fold in folds for kind in ("weight", "bias")}
+        result.changed = {name: now[name] for name in sorted((preceding - quantized) & now.keys())}
+    taken = _taken_by_rows(scales, folds)
     for first, names in by_first.items():
         tokens, scale = seen[first].tokens, scales.get(first)
         stacked = np.concatenate([now[f"{name}.weight"] for name in names])
@@ -157,24 +175,23 @@ def _quantized(
 
 
 def _scale(
-    now: dict[str, Float32], names: Sequence[str], data: Factor | Float32, config: DecoderConfig, grid: Grid,
-    rounding: Rounding,
+    now: dict[str, Float32], names: Sequence[str], data: Factor | Float32, fold: Fold, grid: Grid,
+    rounding: Rounding, quantized: Collection[str],
 ) -> Float32:  # fmt: skip
     """Find the scales of a group, divide what precedes it by them, and multiply its columns."""
-    first = names[0]
-    sources = _value_channels(config) if first == "self_attn.o_proj" else None
     stacked = np.concatenate([now[f"{name}.weight"] for name in names])
     if isinstance(data, Factor):
-        scales = scales_for_gptq(stacked, data, grid, sources)
+        scales = scales_for_gptq(stacked, data, grid, fold.sources)
     else:
-        scales = scales_for_rounding(stacked, data, grid, sources)
-    for name in _PRECEDING[first]:
+        scales = scales_for_rounding(stacked, data, grid, fold.sources)
+    for name in (f"{fold.preceding}.weight", f"{fold.preceding}.bias"):
         if name not in now:
-            continue  # a v without bias
-        before, now[name] = now[name], divide_outputs(now[name], scales, sources)
-        if not name.endswith("_proj.weight"):  # stored as floats of few bits: the codes make up for the rounding
-            now[name] = rounding(name, now[name])
-        if name.endswith("layernorm.weight"):
+            continue
+        before, now[name] = now[name], divide_outputs(now[name], scales, fold.sources)
+        if name in quantized:
+            continue
+        now[name] = rounding(name, now[name])  # stored as floats of few bits
+        if name.endswith(".weight"):  # a norm's: the columns are multiplied by what it was divided by in the end
             exact = (before != 0) & (now[name] != 0)
             scales = np.where(exact, before / np.where(exact, now[name], 1), scales)
     for name in names:
@@ -182,18 +199,11 @@ def _scale(
     return scales
 
 
-def _taken_by_rows(scales: Mapping[str, Float32], config: DecoderConfig) -> dict[str, Float32]:
-    """Scales that were divided out of the rows of a Linear, by its name."""
+def _taken_by_rows(scales: Mapping[str, Float32], folds: Sequence[Fold]) -> dict[str, Float32]:
+    """Scales that were divided out of what precedes, by its name, an output each."""
     taken = {}
-    if "self_attn.o_proj" in scales:
-        _, first = np.unique(_value_channels(config), return_index=True)
-        taken["self_attn.v_proj"] = scales["self_attn.o_proj"][first]
-    if "mlp.down_proj" in scales:
-        taken["mlp.up_proj"] = scales["mlp.down_proj"]
+    for fold in folds:
+        if (own := scales.get(fold.first)) is not None:
+            first = slice(None) if fold.sources is None else np.unique(fold.sources, return_index=True)[1]
+            taken[fold.preceding] = own[first]
     return taken
-
-
-def _value_channels(config: DecoderConfig) -> npt.NDArray[np.int64]:
-    """For each input of o, the output of v it is a mixture of: heads of a group share their values."""
-    heads = np.arange(config.heads) // (config.heads // config.kv_heads)
-    return (heads[:, None] * config.head_dim + np.arange(config.head_dim)).ravel()

@@ -1,23 +1,23 @@
-"""One layer of a decoder at a time: the deployed graph of that layer, with what its Linears are given as outputs.
+"""One layer of a component at a time: the deployed graph of that layer, with what its Linears are given as outputs.
 
-Inputs: hidden states `float32 (S, width)` and TMRoPE ids `(3, S)` of a sequence → outputs: the layer's hidden states,
-and the inputs `(S, K)` of each group of Linears that share one. So a model is calibrated in the memory of a layer.
+Inputs: hidden states `float32 (…, width)` and what else the layer takes (`Given`) → outputs: the layer's hidden states,
+and the inputs `(rows, K)` of each group of Linears that share one. So a model is calibrated in the memory of a layer.
+Which graphs there are: `components.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..export.attention import POSITION_IDS, CacheShape, mrope_tables, split_cache_inputs
 from ..export.bind import Reader, Weights, write_component
-from ..export.decoder import DecoderConfig, DecoderLayer
-from ..export.graph import ComponentGraph, Op, Port, Style, Value, build
+from ..export.graph import ComponentGraph, Module, Port, Style, Value, build
 from ..runtime.manifest import ComponentName
 from ..runtime.session import Session, SessionSettings, open_session
 
@@ -25,6 +25,18 @@ Float32 = npt.NDArray[np.float32]
 
 STYLE = Style("ort", "float32")
 """Float32, so that a layer's error is that of its codes alone."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A piece of calibration data as the layers of a component read it."""
+
+    hidden: Float32
+    """(…, width): before the first layer."""
+    others: Mapping[str, npt.NDArray[Any]]
+    """What else every layer takes, by the name of the graph's input."""
+    meant: npt.NDArray[np.bool_] | None = None
+    """(rows): rows of `hidden` that are no padding, all its axes but the last taken as one. None: all rows."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +51,22 @@ class Group:
 
 @dataclass(frozen=True)
 class LayerGraph:
-    """The graph of one decoder layer, and its groups of Linears in the order they are computed."""
+    """The graph of one layer, and its groups of Linears in the order they are computed."""
 
     component: ComponentGraph
     groups: tuple[Group, ...]
-    cache: CacheShape
 
 
-def layer_graph(config: DecoderConfig, component: ComponentName, prefix: str) -> LayerGraph:
-    """Declare the layer whose weights lie under `prefix`, as `thinker.model.layers.3.`."""
-    cache = CacheShape(1, config.kv_heads, config.head_dim)
-    root = DecoderLayer(config, STYLE)
+def layer_graph(
+    name: ComponentName, root: Module, prefix: str, inputs: Sequence[Port], forward: Callable[..., Value]
+) -> LayerGraph:
+    """Declare the layer `root`, whose weights lie under `prefix`, as `thinker.model.layers.3.`.
 
-    def forward(op: Op, hidden: Value, position_ids: Value, *past: Value) -> Sequence[Value]:
-        cos, sin = mrope_tables(op, STYLE, position_ids, config.rope_theta, list(config.mrope_section))
-        (kept,) = split_cache_inputs(STYLE, 1, past)
-        results: tuple[Value, ...] = root(op, hidden, cos, sin, kept)
-        return results
-
-    shape = (1, "positions", config.hidden_size)
-    inputs = [Port("hidden", STYLE.dtype, shape), POSITION_IDS, *cache.input_ports(STYLE)]
-    outputs = [Port("result", STYLE.dtype, shape), *cache.output_ports(STYLE)]
-    model = build(root, STYLE, component, inputs, outputs, forward)
-    return LayerGraph(ComponentGraph(component, model, root, prefix), tuple(_tap(model)), cache)
+    `forward(op, *inputs)` returns its hidden states; the first of `inputs` are those before it.
+    """
+    result = Port("result", STYLE.dtype, inputs[0].shape)
+    model = build(root, STYLE, name, inputs, [result], lambda *values: [forward(*values)])
+    return LayerGraph(ComponentGraph(name, model, root, prefix), tuple(_tap(model)))
 
 
 def _tap(model: ir.Model) -> Iterator[Group]:
@@ -77,7 +82,7 @@ def _tap(model: ir.Model) -> Iterator[Group]:
         fed.setdefault(value.name, []).append(weight.name.removesuffix(".weight"))
         values[value.name] = value
         width = weight.shape[0] if weight.shape is not None else None
-        value.dtype, value.shape = STYLE.dtype, ir.Shape((1, "positions", width))
+        value.dtype, value.shape = STYLE.dtype, ir.Shape((None, None, width))
     for index, (name, linears) in enumerate(fed.items()):
         output = f"input.{index}"
         values[name].name = output
@@ -94,19 +99,12 @@ class Layer:
         path = folder / f"{graph.component.name}.onnx"
         self._session: Session = open_session(path, SessionSettings(threads=threads))
         self._groups = graph.groups
-        self._no_past = np.zeros((1, graph.cache.kv_heads, 0, graph.cache.head_dim), np.float32)
 
-    def run(self, hidden: Float32, position_ids: npt.NDArray[np.int64]) -> tuple[Float32, dict[Group, Float32]]:
-        """The layer's result `(S, width)`, and each group's inputs `(S, K)`."""
-        count = len(hidden)
-        outputs = self._session.run(
-            {
-                "hidden": hidden[None],
-                "position_ids": position_ids,
-                "past_key_values.0.key": self._no_past,
-                "past_key_values.0.value": self._no_past,
-                "seqlens_k": np.array([count - 1], np.int32),
-                "total_sequence_length": np.array(count, np.int32),
-            }
-        )
-        return outputs["result"][0], {group: outputs[group.output][0] for group in self._groups}
+    def run(self, given: Given) -> tuple[Float32, dict[Group, Float32]]:
+        """The layer's result `(…, width)`, and each group's inputs `(rows, K)` without padding."""
+        outputs = self._session.run({"hidden": given.hidden, **given.others})
+        inputs = {}
+        for group in self._groups:
+            rows = outputs[group.output].reshape(-1, outputs[group.output].shape[-1])
+            inputs[group] = rows if given.meant is None else rows[given.meant]
+        return outputs["result"], inputs

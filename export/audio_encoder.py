@@ -112,15 +112,13 @@ class AudioEncoder(Module):
     def forward(self, op: Op, mel: Value, frames: Value) -> list[Value]:
         """Return `embeddings (B, 50, D)`."""
         length = op.Unsqueeze(frames, [1])  # (B, 1)
-        x = self._convolve(op, mel, length)
-        mask = self._attention_mask(op, length)
+        x = self.convolve(op, mel, length)
+        mask = self.attention_mask(op, length)
         for layer in self.layers:
             x = layer(op, x, mask)
-        pairs = op.Reshape(x, [0, -1, 2, self.config.width])  # (B, 50, 2, width)
-        embeddings = self.proj(op, self.ln_post(op, op.ReduceMean(pairs, [2], keepdims=0)))
-        return [self._clear_unfilled(op, embeddings, length)]
+        return [self.embed(op, x, length)]
 
-    def _convolve(self, op: Op, mel: Value, length: Value) -> Value:
+    def convolve(self, op: Op, mel: Value, length: Value) -> Value:
         """Halve the rate and add positions: `(B, 100, width)`.
 
         Both convolutions see zeros beyond a block's frames, as the reference's do at the end of a clip.
@@ -132,12 +130,18 @@ class AudioEncoder(Module):
         table = sinusoids(self.config.block_frames // 2, self.config.width).astype(self.style.numpy_dtype)
         return op.Add(op.Transpose(x, perm=[0, 2, 1]), op.Constant(value=ir.tensor(table)))
 
-    def _attention_mask(self, op: Op, length: Value) -> Value:
+    def attention_mask(self, op: Op, length: Value) -> Value:
         """0 where a position comes from the block's frames, else very low: `(B, 1, 100, 100)`."""
         positions = self.config.block_frames // 2
         filled = op.Less(_range(op, 0, 2 * positions, 2), length)  # (B, 100): position i is filled if frame 2i is
         mask = op.Where(filled, constant(op, 0.0, self.style), constant(op, MASKED, self.style))
         return op.Expand(op.Unsqueeze(mask, [1, 2]), [1, 1, positions, 1])
+
+    def embed(self, op: Op, x: Value, length: Value) -> Value:
+        """Average pairs of positions and project them: `(B, 50, D)`."""
+        pairs = op.Reshape(x, [0, -1, 2, self.config.width])  # (B, 50, 2, width)
+        embeddings = self.proj(op, self.ln_post(op, op.ReduceMean(pairs, [2], keepdims=0)))
+        return self._clear_unfilled(op, embeddings, length)
 
     def _clear_unfilled(self, op: Op, embeddings: Value, length: Value) -> Value:
         """Put zeros where a pair of positions is not wholly filled: `(B, 50, D)`; the reference drops those."""

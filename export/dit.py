@@ -241,14 +241,9 @@ class DiT(Module):
         self, op: Op, mel: Value, codes: Value, speaker: Value, encoding: Value, modulation: Value, guidance: Value
     ) -> list[Value]:
         """Return `velocity (1, F, 80)`."""
-        frames = op.Shape(mel, start=1, end=2)
-        size = self.config.block_size
-        padded = op.Mul(op.Div(op.Add(frames, [size - 1]), [size]), [size])
-        x = self.input_embed(op, mel, encoding, self.text_embed(op, codes), speaker)
-        padding = op.Concat([2], op.Sub(padded, frames), [self.config.hidden_size], axis=0)
-        x = op.Concat(x, op.Expand(constant(op, 0.0, self.style), padding), axis=1)  # (2, P, width)
-        rows = self._modulation_rows(op, modulation)
-        blocks = self._blocks(op, frames, padded)
+        x, frames, padded = self.embed(op, mel, codes, speaker, encoding)
+        rows = self.modulation_rows(op, modulation)
+        blocks = self.blocks(op, frames, padded)
         for layer, block in enumerate(self.transformer_blocks):
             x = block(op, x, rows[6 * layer : 6 * layer + 6], blocks)
         scale, shift = rows[-2:]
@@ -256,7 +251,16 @@ class DiT(Module):
         conditional, unconditional = op.Split(self.proj_out(op, x), axis=0, num_outputs=2, _outputs=2)
         return [op.Add(conditional, op.Mul(op.Sub(conditional, unconditional), guidance))]
 
-    def _modulation_rows(self, op: Op, modulation: Value) -> Sequence[Value]:
+    def embed(self, op: Op, mel: Value, codes: Value, speaker: Value, encoding: Value) -> tuple[Value, Value, Value]:
+        """What a frame consists of, with zeros up to whole blocks, `(2, P, width)`; F and P, each `(1)`."""
+        frames = op.Shape(mel, start=1, end=2)
+        size = self.config.block_size
+        padded = op.Mul(op.Div(op.Add(frames, [size - 1]), [size]), [size])
+        x = self.input_embed(op, mel, encoding, self.text_embed(op, codes), speaker)
+        padding = op.Concat([2], op.Sub(padded, frames), [self.config.hidden_size], axis=0)
+        return op.Concat(x, op.Expand(constant(op, 0.0, self.style), padding), axis=1), frames, padded
+
+    def modulation_rows(self, op: Op, modulation: Value) -> Sequence[Value]:
         """Split into rows `(1, width)`, with 1 added to the scales: norms are multiplied by 1 + scale."""
         count = self.config.modulation_rows
         ones = np.zeros((count, 1), self.style.numpy_dtype)
@@ -266,7 +270,7 @@ class DiT(Module):
         rows: Sequence[Value] = op.Split(scaled, axis=0, num_outputs=count, _outputs=count)
         return rows
 
-    def _blocks(self, op: Op, frames: Value, padded: Value) -> Blocks:
+    def blocks(self, op: Op, frames: Value, padded: Value) -> Blocks:
         """Rotation and key mask; angles are float32 whatever the style: a half float cannot tell late frames apart."""
         positions = op.Range(op.Constant(value_int=0), op.Squeeze(padded, [0]), op.Constant(value_int=1))  # (P)
         exponents = np.arange(0, self.config.head_dim, 2, dtype=np.float32) / np.float32(self.config.head_dim)

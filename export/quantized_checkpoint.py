@@ -1,6 +1,6 @@
 """Layers a checkpoint stores quantized: which they are, how they are stored, and their codes one layer at a time.
 
-Inputs: the `quantization_config` of `config.json` (at the top, in `thinker_config` or in `talker_config`) and tensors
+Inputs: the `quantization_config` of `config.json` (at the top, or in a component's section: `SECTIONS`) and tensors
 `<layer>.qweight`, `.qzeros`, `.scales`, `.g_idx` → outputs: `QuantizedWeight (N, K)`. The tensors say which layers are
 quantized; the configuration says how. `modules_to_not_convert` and the like name layers that are not, and are only held
 against the tensors.
@@ -33,6 +33,16 @@ from .safetensors_file import Place
 
 _SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 _VERSIONS: dict[str, Literal[1, 2]] = {"gptq": 1, "gptq_v2": 2}
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "thinker.audio_tower.": ("thinker_config", "audio_config"),
+    "thinker.visual.": ("thinker_config", "vision_config"),
+    "token2wav.code2wav_dit_model.": ("token2wav_config", "dit_config"),
+    "thinker.": ("thinker_config",),
+    "talker.": ("talker_config",),
+    "": (),
+}
+"""Where in config.json a `quantization_config` stands for the layers under a prefix, the most particular first."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +198,10 @@ def _words(place: Place) -> npt.NDArray[np.int32]:
 def _all_settings(config: Section) -> list[_Settings]:
     """Every `quantization_config`, the most particular first."""
     found = []
-    for prefix, name in (("thinker.", "thinker_config"), ("talker.", "talker_config"), ("", None)):
-        section = config if name is None else config.section(name) if config.has(name) else None
+    for prefix, path in SECTIONS.items():
+        section: Section | None = config
+        for name in path:
+            section = section.section(name) if section is not None and section.has(name) else None
         if section is not None and section.has("quantization_config"):
             found.append(_Settings.from_hf(section.section("quantization_config"), prefix))
     return found

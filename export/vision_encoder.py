@@ -250,14 +250,14 @@ class VisionEncoder(Module):
 
     def forward(self, op: Op, pixels: Value, positions: Value, window_slots: Value, patch_slots: Value) -> list[Value]:
         """Return `embeddings (T, P/4, D)`."""
-        cos, sin = self._rotary_tables(op, positions)
-        windows = self._windows(op, pixels, window_slots, patch_slots)
+        cos, sin = self.rotary_tables(op, positions)
+        windows = self.windows(op, pixels, window_slots, patch_slots)
         x = self.patch_embed(op, pixels)
         for index, block in enumerate(self.blocks):
             x = block(op, x, cos, sin, None if index in self.config.full_attention_layers else windows)
         return [self.merger(op, x)]
 
-    def _rotary_tables(self, op: Op, positions: Value) -> tuple[Value, Value]:
+    def rotary_tables(self, op: Op, positions: Value) -> tuple[Value, Value]:
         """Cosine and sine `(P, head_dim / 2)`: the first half turns with the row, the second with the column.
 
         Angles are computed in float32 whatever the style: a half float cannot tell large angles apart.
@@ -269,7 +269,7 @@ class VisionEncoder(Module):
         angles = op.Reshape(op.Mul(places, op.Constant(value=ir.tensor(frequencies))), [-1, half])
         return op.Cast(op.Cos(angles), to=self.style.dtype), op.Cast(op.Sin(angles), to=self.style.dtype)
 
-    def _windows(self, op: Op, pixels: Value, window_slots: Value, patch_slots: Value) -> Windows:
+    def windows(self, op: Op, pixels: Value, window_slots: Value, patch_slots: Value) -> Windows:
         """Prepare what all window layers share."""
         slots = self.config.window_patches
         frames = op.Shape(pixels, start=0, end=1)
