@@ -14,6 +14,10 @@ from collections.abc import Sequence
 UNITS_PER_SECOND = 15.0
 """How fast replies are spoken until one was spoken to its end, in letters: about 180 English words a minute."""
 
+LATE_S = 0.2
+"""How long a word has been over before it counts: a pause leads speech in, and a word that was cut was not heard.
+Without this replies seemed heard half a word too far."""
+
 _ROUNDING = 1e-6
 _LETTER, _SYLLABLE, _DIGIT, _COMMA, _STOP = 1.0, 4.0, 5.0, 3.0, 6.0
 _PAUSES = {",": _COMMA, ";": _COMMA, ":": _COMMA, "、": _COMMA, "，": _COMMA} | dict.fromkeys(".!?。！？", _STOP)
@@ -26,7 +30,7 @@ def spoken_units(text: str) -> float:
 
 def tokens_heard(texts: Sequence[str], played_s: float, units_per_second: float) -> int:
     """How many of the tokens, whose texts are given in order, were heard in `played_s`; a word half heard is not."""
-    played, said, heard = played_s * units_per_second, 0.0, 0
+    played, said, heard = (played_s - LATE_S) * units_per_second, 0.0, 0
     for index, text in enumerate(texts):
         said += spoken_units(text)
         if said > played + _ROUNDING:

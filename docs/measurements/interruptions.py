@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import psutil
-from nearfield import AudioChunk, Omni
+from nearfield import AudioChunk, Omni, Solver
 from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.nano.questions import HELDOUT, load
 from nearfield.runtime.audio import read_audio
@@ -23,7 +23,7 @@ COUNT = 1000
 
 def main() -> None:
     """Interrupt, and count."""
-    rng, omni = random.Random(0), Omni.load(DEMO_BUNDLE, context=1024)
+    rng, omni = random.Random(0), Omni.load(DEMO_BUNDLE, context=1024, threads=1, solver=Solver("rk4", 3))
     spoken = [read_audio(HELDOUT / item.recording) for item in load() if item.task == "sentences" and item.recording]
     conversation, process = omni.conversation(seed=0), psutil.Process()
     threads, resident, heard, waited = threading.active_count(), list[int](), 0, list[float]()

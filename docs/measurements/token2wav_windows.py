@@ -67,7 +67,7 @@ class Recorder(Token2Wav):
 
     def missing_codes(self, windows: int = 1) -> int:
         """All of them: nothing is made."""
-        return 1_000_000
+        return windows * 1_000_000
 
     def push(self, codes: Int64) -> Iterator[Float32]:
         """Keep the codes."""

@@ -3,14 +3,14 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nearfield.runtime.heard import spoken_units, tokens_heard
+from nearfield.runtime.heard import LATE_S, spoken_units, tokens_heard
 
 SENTENCE = ["Seventy", " four", " plus", " two", " is", " seventy", " six", "."]
 
 
 def heard(texts: list[str], share: float) -> str:
     """What of a text was heard in a share of the time it takes."""
-    return "".join(texts[: tokens_heard(texts, share * spoken_units("".join(texts)) / 15, 15)])
+    return "".join(texts[: tokens_heard(texts, LATE_S + share * spoken_units("".join(texts)) / 15, 15)])
 
 
 def test_all_of_it_nothing_and_half() -> None:
