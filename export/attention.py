@@ -1,4 +1,4 @@
-"""Attention and rotary embedding, each in both dialects.
+"""Attention and rotary embedding, each in both dialects; the cache that attention keeps, and in which type.
 
 Queries, keys and values are `(B, S, heads · head_dim)`; so are the results.
 """
@@ -10,22 +10,42 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .graph import CONTRIB, INT32, INT64, Op, Port, Style, Value
+from ..runtime.manifest import CacheType
+from .graph import CONTRIB, FLOAT16, FLOAT32, INT8, INT32, INT64, Array, Op, Port, Style, Value
+
+_CACHE_TYPES: dict[CacheType, ir.DataType] = {"float32": FLOAT32, "float16": FLOAT16, "int8": INT8}
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """What the codes −127 … 127 of an int8 cache stand for: `code · scale`, a scale for each channel of each head.
+
+    They are part of the graph: found once, from calibration data (`calibrate/kv_scales.py`).
+    """
+
+    key: Array
+    """float32 (layers, kv_heads, head_dim)."""
+    value: Array
+    """The same for values."""
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Geometry of a decoder's key/value cache."""
+    """Geometry of a decoder's key/value cache, and the type it is kept in."""
 
     layers: int
     kv_heads: int
     head_dim: int
+    dtype: CacheType | None = None
+    """None: the style's float type. Another is for dialect `ort` alone."""
+    scales: CacheScales | None = None
+    """Of an int8 cache."""
 
     def input_ports(self, style: Style) -> list[Port]:
         """Past keys and values of every layer; in `ort` also the lengths that say how much of a buffer is filled."""
         shape = (1, self.kv_heads, "past_positions", self.head_dim)
         ports = [
-            Port(f"past_key_values.{layer}.{kind}", style.dtype, shape)
+            Port(f"past_key_values.{layer}.{kind}", self._port_type(style), shape)
             for layer in range(self.layers)
             for kind in ("key", "value")
         ]
@@ -37,10 +57,13 @@ class CacheShape:
         """Present keys and values of every layer."""
         shape = (1, self.kv_heads, "present_positions", self.head_dim)
         return [
-            Port(f"present.{layer}.{kind}", style.dtype, shape)
+            Port(f"present.{layer}.{kind}", self._port_type(style), shape)
             for layer in range(self.layers)
             for kind in ("key", "value")
         ]
+
+    def _port_type(self, style: Style) -> ir.DataType:
+        return style.dtype if self.dtype is None else _CACHE_TYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -51,12 +74,17 @@ class Cache:
     value: Value
     seqlens_k: Value | None
     total_sequence_length: Value | None
+    scales: tuple[Array, Array] | None = None
+    """Of an int8 cache, this layer's: keys' and values', float32 (kv_heads, head_dim)."""
 
 
-def split_cache_inputs(style: Style, layers: int, values: tuple[Value, ...]) -> list[Cache]:
+def split_cache_inputs(
+    style: Style, layers: int, values: tuple[Value, ...], scales: CacheScales | None = None
+) -> list[Cache]:
     """Sort the values of `CacheShape.input_ports` by layer."""
     seqlens_k, total = (values[-2], values[-1]) if style.contrib else (None, None)
-    return [Cache(values[2 * i], values[2 * i + 1], seqlens_k, total) for i in range(layers)]
+    by_layer = [None] * layers if scales is None else list(zip(scales.key, scales.value, strict=True))
+    return [Cache(values[2 * i], values[2 * i + 1], seqlens_k, total, by_layer[i]) for i in range(layers)]
 
 
 def cached_attention(
@@ -67,16 +95,24 @@ def cached_attention(
     `ort`: GroupQueryAttention writes into the past buffer when past and present are bound to the same memory.
     `standard`: Attention returns past and new concatenated.
     """
-    if style.contrib:
-        out, present_key, present_value = op.GroupQueryAttention(
-            query, key, value, cache.key, cache.value, cache.seqlens_k, cache.total_sequence_length,
-            num_heads=heads, kv_num_heads=kv_heads, _domain=CONTRIB, _outputs=3,
-        )  # fmt: skip
-    else:
+    if not style.contrib:
         out, present_key, present_value = op.Attention(
             query, key, value, None, cache.key, cache.value,
             q_num_heads=heads, kv_num_heads=kv_heads, is_causal=1, _outputs=3,
         )  # fmt: skip
+        return out, present_key, present_value
+    if style.dtype == FLOAT32 and cache.key.dtype == FLOAT16:
+        # The operator reads what is new to an empty cache before it rounds it: what a prompt says would depend on how
+        # it is cut into pieces. (It reads int8 as it is stored, always.)
+        key, value = (op.Cast(op.Cast(new, to=FLOAT16), to=FLOAT32) for new in (key, value))
+    inputs = [query, key, value, cache.key, cache.value, cache.seqlens_k, cache.total_sequence_length]
+    attributes: dict[str, int | str] = {"num_heads": heads, "kv_num_heads": kv_heads}
+    if cache.scales is not None:
+        shape = (1, kv_heads, 1, -1)
+        scales = [op.Constant(value=ir.tensor(it.astype(np.float32).reshape(shape))) for it in cache.scales]
+        inputs += [None, None, None, None, None, *scales]  # it has five other options in between
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+    out, present_key, present_value = op.GroupQueryAttention(*inputs, **attributes, _domain=CONTRIB, _outputs=3)
     return out, present_key, present_value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from .. import __version__
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ExportError
 from ..runtime import manifest
+from .attention import CacheScales, CacheShape
 from .audio_encoder import AudioEncoderConfig, audio_encoder_graph
 from .bigvgan import BigVGANConfig, vocoder_graph
 from .bind import Progress, Reader, write_component
@@ -54,6 +55,7 @@ class ExportOptions:
     `float_type`: activations and everything that is not INT4; by default float32 for 32 bits, else float16.
     `token2wav_float_type`: the DiT and the vocoder, which the reference always runs in float32.
     `accuracy_level`: how a CPU multiplies INT4 weights: 4 with int8 activations (fast), 1 in float32 (exact).
+    `kv_cache`: the type Thinker and Talker keep keys and values in: `same` as activations; int8 needs `kv_scales`.
     """
 
     bits: Literal[4, 16, 32] = 4
@@ -62,6 +64,9 @@ class ExportOptions:
     dialect: manifest.Dialect = "ort"
     group_size: int = 128
     accuracy_level: Literal[1, 4] = 4
+    kv_cache: Literal["same", "float16", "int8"] = "same"
+    kv_scales: Mapping[manifest.ComponentName, CacheScales] = field(default_factory=dict)
+    """Of `thinker` and `talker`, as `calibrate/kv_scales.py` finds them."""
     overwrite: bool = False
 
     def style(self, *, quantized: bool = False) -> Style:
@@ -71,8 +76,30 @@ class ExportOptions:
         return Style(self.dialect, float_type, bits, self.group_size, self.accuracy_level)
 
     def token2wav_style(self) -> Style:
-        """Style of the DiT and the vocoder."""
-        return Style(self.dialect, self.token2wav_float_type)
+        """Style of the DiT and the vocoder; a checkpoint may have the DiT quantized."""
+        return Style(self.dialect, self.token2wav_float_type, accuracy_level=self.accuracy_level)
+
+    def cache(self, name: manifest.ComponentName, config: DecoderConfig) -> CacheShape:
+        """Cache of a decoder; raises `ExportError` for a type that the dialect or the scales do not allow."""
+        if self.kv_cache in ("same", self.style().float_type):
+            return config.cache
+        if self.dialect != "ort":
+            raise ExportError(
+                f"dialect {self.dialect!r} keeps keys and values as {self.style().float_type} only, not as "
+                f"{self.kv_cache}; leave --kv-cache out, or use --dialect ort"
+            )
+        if self.kv_cache == "float16":
+            return replace(config.cache, dtype="float16")
+        scales, shape = self.kv_scales.get(name), (config.layers, config.kv_heads, config.head_dim)
+        if scales is None:
+            raise ExportError(f"an int8 cache needs scales for the {name}'s keys and values; name --calibration data")
+        for array in (scales.key, scales.value):
+            if array.shape != shape or not (np.isfinite(array).all() and (array > 0).all()):
+                raise ExportError(
+                    f"scales of the {name}'s cache must be {shape} positive numbers, found {array.shape} from "
+                    f"{array.min():g} to {array.max():g}; find them anew for this checkpoint"
+                )
+        return replace(config.cache, dtype="int8", scales=scales)
 
 
 @dataclass(frozen=True)
@@ -113,8 +140,8 @@ class Configs:
         return [
             (audio_encoder_graph(self.audio, plain), plain),
             (vision_encoder_graph(self.vision, plain), plain),
-            (thinker_graph(self.thinker, int4), int4),
-            (talker_graph(self.talker, self.embedding_size, int4), int4),
+            (thinker_graph(self.thinker, int4, options.cache("thinker", self.thinker)), int4),
+            (talker_graph(self.talker, self.embedding_size, int4, options.cache("talker", self.talker)), int4),
             (dit_graph(self.dit, token2wav), token2wav),
             (vocoder_graph(self.vocoder, token2wav), token2wav),
         ]
@@ -148,15 +175,16 @@ def export_bundle(
                 parameters=written.parameters,
                 quantization=_quantization(component, style),
             )
-        thinker = _thinker(checkpoint.config, configs.thinker)
-        talker = talker_settings(checkpoint.config.section("talker_config"), configs)
+        thinker = _thinker(checkpoint.config, configs.thinker, options.cache("thinker", configs.thinker))
+        talker_cache = options.cache("talker", configs.talker)
+        talker = talker_settings(checkpoint.config.section("talker_config"), configs, talker_cache)
         dtype = options.style().numpy_dtype
         for table, name in ((thinker.embedding, "thinker"), (talker.embedding, "talker")):
             reader.component, tensor = name, f"{name}.model.embed_tokens.weight"
             shape = checkpoint.shape(tensor)
             blocks = (rows for _, rows in reader.rows(tensor, shape, _ROWS_AT_ONCE))
             writer.write_array(table, shape, dtype, blocks)
-        token2wav = _token2wav(configs)
+        token2wav = token2wav_settings(configs)
         reader.component = "dit"
         modulation = modulation_table(configs.dit, reader, token2wav.ode.times)
         writer.write_array(token2wav.modulation, modulation.shape, modulation.dtype, [modulation])
@@ -226,12 +254,12 @@ def _quantization(component: ComponentGraph, style: Style) -> manifest.Quantizat
     )
 
 
-def _thinker(section: Section, config: DecoderConfig) -> manifest.Thinker:
+def _thinker(section: Section, config: DecoderConfig, cache: CacheShape) -> manifest.Thinker:
     return manifest.Thinker(
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
-        kv_cache=_kv_cache(config),
+        kv_cache=_kv_cache(cache),
         rope_theta=config.rope_theta,
         mrope_section=list(config.mrope_section),
         eos_token_ids=_eos_token_ids(section),
@@ -239,14 +267,17 @@ def _thinker(section: Section, config: DecoderConfig) -> manifest.Thinker:
     )
 
 
-def talker_settings(section: Section, configs: Configs) -> manifest.Talker:
-    """What the runtime has to know of the Talker, from `talker_config`; raises `CheckpointError`."""
+def talker_settings(section: Section, configs: Configs, cache: CacheShape | None = None) -> manifest.Talker:
+    """What the runtime has to know of the Talker, from `talker_config`; raises `CheckpointError`.
+
+    `cache` if it is kept in another type than the graph's.
+    """
     config = configs.talker
     return manifest.Talker(
         embedding_size=configs.embedding_size,
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
-        kv_cache=_kv_cache(config),
+        kv_cache=_kv_cache(cache or config.cache),
         rope_theta=config.rope_theta,
         mrope_section=list(config.mrope_section),
         embedding="talker_embedding.npy",
@@ -259,8 +290,8 @@ def talker_settings(section: Section, configs: Configs) -> manifest.Talker:
     )
 
 
-def _kv_cache(config: DecoderConfig) -> manifest.KVCache:
-    return manifest.KVCache(layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim)
+def _kv_cache(cache: CacheShape) -> manifest.KVCache:
+    return manifest.KVCache(layers=cache.layers, kv_heads=cache.kv_heads, head_dim=cache.head_dim, dtype=cache.dtype)
 
 
 def _eos_token_ids(config: Section) -> list[int]:
@@ -273,7 +304,8 @@ def _eos_token_ids(config: Section) -> list[int]:
     raise CheckpointError(f"{thinker.path} has no eos_token_id, so that no reply could end; download config.json again")
 
 
-def _token2wav(configs: Configs) -> manifest.Token2Wav:
+def token2wav_settings(configs: Configs) -> manifest.Token2Wav:
+    """What the runtime has to know of the DiT and the vocoder."""
     dit = configs.dit
     times = [float(time) for time in rk4_times(_ODE_POINTS, _ODE_SWAY)]
     return manifest.Token2Wav(

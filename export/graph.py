@@ -37,6 +37,7 @@ _IR_VERSIONS: dict[Dialect, int] = {"ort": 9, "standard": 11}  # those that go w
 _FLOAT_TYPES: dict[FloatType, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 FLOAT32 = ir.DataType.FLOAT
+FLOAT16 = ir.DataType.FLOAT16
 INT64 = ir.DataType.INT64
 INT32 = ir.DataType.INT32
 UINT8 = ir.DataType.UINT8

@@ -7,7 +7,7 @@ takes it), cache. Checkpoint prefix: `thinker.`, of which the encoders are compo
 
 from __future__ import annotations
 
-from .attention import POSITION_IDS, split_cache_inputs
+from .attention import POSITION_IDS, CacheShape, split_cache_inputs
 from .decoder import LOGITS_TYPE, Decoder, DecoderConfig, last_position, logits_port
 from .graph import ComponentGraph, Module, Op, Port, Style, Value, build
 from .layers import output_head
@@ -16,23 +16,24 @@ from .layers import output_head
 class Thinker(Module):
     """Decoder and head (checkpoint: `thinker`)."""
 
-    def __init__(self, config: DecoderConfig, style: Style) -> None:
+    def __init__(self, config: DecoderConfig, style: Style, cache: CacheShape) -> None:
         super().__init__()
-        self.config, self.style = config, style
+        self.style, self.cache = style, cache
         self.model = Decoder(config, style.at("model"))
         self.lm_head = output_head(config.hidden_size, config.vocab_size, style.at("lm_head"))
 
     def forward(self, op: Op, inputs_embeds: Value, position_ids: Value, *cache: Value) -> list[Value]:
         """Return logits, hidden states and the present cache."""
-        caches = split_cache_inputs(self.style, self.config.layers, cache)
+        caches = split_cache_inputs(self.style, self.cache.layers, cache, self.cache.scales)
         hidden, present = self.model(op, inputs_embeds, position_ids, caches)
         logits = op.Cast(self.lm_head(op, last_position(op, hidden)), to=LOGITS_TYPE)
         return [logits, hidden, *present]
 
 
-def thinker_graph(config: DecoderConfig, style: Style) -> ComponentGraph:
-    """Build the Thinker's graph."""
-    root = Thinker(config, style.at("thinker"))
+def thinker_graph(config: DecoderConfig, style: Style, cache: CacheShape | None = None) -> ComponentGraph:
+    """Build the Thinker's graph; `cache` if it is kept in another type than the style's."""
+    cache = cache or config.cache
+    root = Thinker(config, style.at("thinker"), cache)
     width = config.hidden_size
     model = build(
         root,
@@ -41,12 +42,12 @@ def thinker_graph(config: DecoderConfig, style: Style) -> ComponentGraph:
         inputs=[
             Port("inputs_embeds", style.dtype, (1, "positions", width)),
             POSITION_IDS,
-            *config.cache.input_ports(style),
+            *cache.input_ports(style),
         ],
         outputs=[
             logits_port(config.vocab_size),
             Port("last_hidden_state", style.dtype, (1, "positions", width)),
-            *config.cache.output_ports(style),
+            *cache.output_ports(style),
         ],
     )
     return ComponentGraph("thinker", model, root, "thinker.")

@@ -192,7 +192,7 @@ class Trials:
         """Inputs of a decoder for a prompt in one piece, its cache empty."""
         component = self.manifest.components[name]
         positions = _POSITIONS if component.dialect == "ort" else 0  # a buffer, or nothing to concatenate to
-        empty = np.zeros((1, cache.kv_heads, positions, cache.head_dim), component.dtype)
+        empty = np.zeros((1, cache.kv_heads, positions, cache.head_dim), cache.stored_as(component))
         inputs: dict[str, Array] = {
             f"past_key_values.{layer}.{kind}": empty for layer in range(cache.layers) for kind in ("key", "value")
         }

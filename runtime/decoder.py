@@ -5,7 +5,8 @@ and, where the graph has it, `last_hidden_state (S, width)`.
 
 The cache lies on the session's device and is bound, never passed: dialect `ort` writes into one buffer allocated once
 for the whole context, bound as past and present alike, so that a step costs the same wherever it stands; `standard`
-hands the present tensors of a call to the next as its past.
+hands the present tensors of a call to the next as its past. In `ort` it may be kept in fewer bits than the rest
+(`KVCache.dtype`): the graph rounds what it writes, and reads what it has written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ..errors import ContextLimitError
+from ..errors import BundleError, ContextLimitError
 from .manifest import Component, KVCache
 from .session import Array, Memory, Session
 
@@ -30,6 +31,26 @@ CHUNK_POSITIONS = 512
 
 _HIDDEN = "last_hidden_state"
 _HOST = Memory("cpu")
+
+_OWN_CACHE_TYPE_SINCE = (1, 27)
+_INT8_BESIDE_FLOAT16_SINCE = (1, 29)
+"""Versions of ONNX Runtime; before, some fail as they load a graph and some as they run it."""
+
+
+def check_cache_type(name: str, component: Component, cache: KVCache) -> None:
+    """Raise `BundleError` when the ONNX Runtime installed here cannot keep this cache; `name` is for people."""
+    stored = cache.stored_as(component)
+    if stored == component.dtype:
+        return
+    since = _INT8_BESIDE_FLOAT16_SINCE if component.dtype == "float16" else _OWN_CACHE_TYPE_SINCE
+    installed = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if installed < since:
+        needed = ".".join(map(str, since))
+        raise BundleError(
+            f"{name} keeps its cache as {stored} beside {component.dtype}, which ONNX Runtime can from {needed} on; "
+            f"{onnxruntime.__version__} is installed: install onnxruntime>={needed} (for CUDA onnxruntime-gpu), or "
+            "export the bundle again with --kv-cache same"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,7 @@ class Decoder:
         self._has_hidden = _HIDDEN in session.output_names
         shared = component.dialect == "ort"
         kind = _SharedCache if shared else _GrowingCache
-        self._cache: _Cache = kind(self._binding, session.memory, cache, context, self._dtype)
+        self._cache: _Cache = kind(self._binding, session.memory, cache, context, np.dtype(cache.stored_as(component)))
         self._length = 0
 
     @property
@@ -123,8 +144,11 @@ class Decoder:
         """Run the graph on one chunk; `logits` and `hidden` are written in place."""
         count = len(embeddings)
         binding = self._binding
-        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeddings[None], self._dtype))  # (1, S, width)
-        binding.bind_cpu_input("position_ids", np.ascontiguousarray(position_ids, np.int64))
+        # Held until the run is over: a binding of ONNX Runtime up to 1.29 keeps no array alive.
+        rows = np.ascontiguousarray(embeddings[None], self._dtype)  # (1, S, width)
+        ids = np.ascontiguousarray(position_ids, np.int64)
+        binding.bind_cpu_input("inputs_embeds", rows)
+        binding.bind_cpu_input("position_ids", ids)
         binding.bind_ortvalue_output("logits", _HOST.place(logits))
         if hidden is not None:
             binding.bind_ortvalue_output(_HIDDEN, _HOST.place(hidden[None]))
@@ -162,15 +186,18 @@ class _SharedCache:
     ) -> None:
         self._binding = binding
         shape = (1, cache.kv_heads, context, cache.head_dim)
-        for past, present in zip(_names(cache, "past_key_values"), _names(cache, "present"), strict=True):
-            # Zeros, not what was in memory: a masked product with NaN would still be NaN.
-            buffer = memory.zeros(shape, dtype)
+        names = list(zip(_names(cache, "past_key_values"), _names(cache, "present"), strict=True))
+        # Zeros, not what was in memory: a masked product with NaN would still be NaN.
+        self._buffers = [memory.zeros(shape, dtype) for _ in names]  # held here, as a binding may not
+        for (past, present), buffer in zip(names, self._buffers, strict=True):
             binding.bind_ortvalue_input(past, buffer)
             binding.bind_ortvalue_output(present, buffer)
+        self._lengths: tuple[Array, Array] | None = None
 
     def prepare(self, past: int, new: int) -> None:
-        self._binding.bind_cpu_input("seqlens_k", np.array([past + new - 1], np.int32))
-        self._binding.bind_cpu_input("total_sequence_length", np.array(past + new, np.int32))
+        self._lengths = np.array([past + new - 1], np.int32), np.array(past + new, np.int32)
+        for name, value in zip(("seqlens_k", "total_sequence_length"), self._lengths, strict=True):
+            self._binding.bind_cpu_input(name, value)
 
     def commit(self) -> None:
         """Nothing to do: the graph wrote in place."""

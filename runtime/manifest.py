@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
 FloatType = Literal["float32", "float16"]
+CacheType = Literal["float32", "float16", "int8"]
 Dialect = Literal["ort", "standard"]
 ComponentName = Literal["audio_encoder", "vision_encoder", "thinker", "talker", "dit", "vocoder"]
 
@@ -63,12 +64,18 @@ class Component(Record, frozen=True):
     quantization: Quantization | None
 
 
-class KVCache(Record, frozen=True):
-    """Shape of a decoder's key/value cache: per layer `(1, kv_heads, positions, head_dim)` for keys and for values."""
+class KVCache(Record, frozen=True, omit_defaults=True):
+    """A decoder's key/value cache: per layer `(1, kv_heads, positions, head_dim)` for keys and for values."""
 
     layers: int
     kv_heads: int
     head_dim: int
+    dtype: CacheType | None = None
+    """None, and not in the file: the component's type. Scales of int8 are in the graph."""
+
+    def stored_as(self, component: Component) -> CacheType:
+        """Type of the cache's buffers."""
+        return self.dtype or component.dtype
 
 
 class Thinker(Record, frozen=True):

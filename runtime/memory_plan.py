@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import msgspec
+import numpy as np
 
 from ..errors import ContextLimitError, InputError
 from .bundle import Bundle
 from .decoder import CHUNK_POSITIONS
 from .encoders import BLOCKS_PER_CALL, PATCHES_PER_CALL
 from .graph_file import GraphFacts, read_graph_facts
-from .manifest import ComponentName, KVCache, Manifest
+from .manifest import ComponentName, FloatType, KVCache, Manifest
 from .mel import audio_tokens, mel_frames
 from .parts import CONTEXT, MAX_CODES
 from .session import Device
@@ -257,7 +258,7 @@ class MemoryPlanner:
         """Cache, and work on a chunk of the prompt at the end of the context."""
         component = self.manifest.components[name]
         shared = component.dialect == "ort"
-        stored = cache_bytes(cache, context, _item_bytes(component.dtype))
+        stored = cache_bytes(cache, context, np.dtype(cache.stored_as(component)).itemsize)
         width = max(facts.widths - {vocab_size})  # the head sees the last position only
         chunk = min(CHUNK_POSITIONS, context)
         work = self._products(name, workload, chunk, width)
@@ -321,5 +322,5 @@ def _frame_pixels(manifest: Manifest, workload: Workload) -> int:
     return min(workload.frame_pixels, manifest.vision.video_max_pixels)
 
 
-def _item_bytes(dtype: str) -> int:
+def _item_bytes(dtype: FloatType) -> int:
     return 2 if dtype == "float16" else 4

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from ..errors import DeviceError, InputError
 from .bundle import CHAT_TEMPLATE_NAME, Bundle
-from .decoder import Decoder
+from .decoder import Decoder, check_cache_type
 from .encoders import AudioEncoder, VisionEncoder
 from .manifest import ComponentName, KVCache
+from .ode import Solver
 from .session import Session, SessionSettings, open_session
 from .talker import Talker
 from .thinker import Thinker
@@ -37,8 +38,8 @@ class Parts:
     token2wav: Token2Wav
 
 
-def load_parts(bundle: Bundle, settings: SessionSettings, context: int) -> Parts:
-    """Open every graph of a bundle; raises as `Omni.load`."""
+def load_parts(bundle: Bundle, settings: SessionSettings, context: int, solver: Solver | None = None) -> Parts:
+    """Open every graph of a bundle; `solver` makes its speech, None is the bundle's own. Raises as `Omni.load`."""
     manifest = bundle.manifest
     thinker, talker = manifest.thinker, manifest.talker
     if not 1 <= context <= thinker.max_positions:
@@ -57,6 +58,7 @@ def load_parts(bundle: Bundle, settings: SessionSettings, context: int) -> Parts
         return open_session(bundle.graph_path(name), settings, accuracy_level=level)
 
     def decoder(name: ComponentName, cache: KVCache, vocab_size: int, positions: int) -> Decoder:
+        check_cache_type(name.capitalize(), manifest.components[name], cache)
         return Decoder(
             session(name), manifest.components[name], cache, name=name.capitalize(), vocab_size=vocab_size,
             context=positions,
@@ -77,6 +79,6 @@ def load_parts(bundle: Bundle, settings: SessionSettings, context: int) -> Parts
         ),
         token2wav=Token2Wav(
             session("dit"), session("vocoder"), manifest.token2wav, bundle.dit_modulation(),
-            dit_type=types["dit"], vocoder_type=types["vocoder"],
+            dit_type=types["dit"], vocoder_type=types["vocoder"], solver=solver,
         ),
     )  # fmt: skip

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do the three, each saying what it did; 1 if the bundle is not what the reference is."""
     quantized = args.keep or args.output.absolute().parent / f".{args.output.name}.quantized"
-    export.check_target(args.output, overwrite=args.overwrite)  # before hours of work
+    export.check_graph_arguments(args)  # before hours of work
+    export.check_target(args.output, overwrite=args.overwrite)
     quantize.quantize(args, quantized)
     export.export(args, quantized, args.output)
     code = verify.compare(args.output, quantized)
