@@ -146,7 +146,7 @@ def _open_cuda(graph: Path, options: onnxruntime.SessionOptions, settings: Sessi
         raise DeviceError(
             f"device 'cuda' needs the package onnxruntime-gpu; the ONNX Runtime {onnxruntime.__version__} installed "
             f"here has {', '.join(onnxruntime.get_available_providers())}. The two packages share one folder, so: "
-            'pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "onnxruntime-gpu[cuda,cudnn]>=1.23,<2"'
+            'pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "onnxruntime-gpu[cuda,cudnn]>=1.24,<2"'
         )
     provider_options = {
         "use_tf32": "0",  # its 10-bit mantissas are not float32

@@ -44,7 +44,7 @@ VERIFY_PACKAGES = ("torch", "transformers", "accelerate")
 _GPU_RUNTIME, _RTX_PLUGIN = "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx"
 _GPU_SWAP = (
     "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "
-    '"onnxruntime-gpu[cuda,cudnn]>=1.23,<2" (the two packages share one folder: keep only one)'
+    '"onnxruntime-gpu[cuda,cudnn]>=1.24,<2" (the two packages share one folder: keep only one)'
 )
 
 

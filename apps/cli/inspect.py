@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ...runtime.manifest import Component, KVCache, Manifest
     from ...runtime.memory_plan import MemoryPlan
 
+_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
 NAME = "inspect"
 SUMMARY = "say what is in a bundle and how much memory it takes, and check its files"
 DESCRIPTION = """\
@@ -154,7 +156,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         ("Thinker", thinker.kv_cache, manifest.components["thinker"]),
         ("Talker", talker.kv_cache, manifest.components["talker"]),
     ):
-        kept = kv_bytes_per_1000(cache, 4 if component.dtype == "float32" else 2)
+        kept = kv_bytes_per_1000(cache, _ITEM_BYTES[cache.stored_as(component)])
         yield f"memory for the {name}'s context", f"{size(kept)} per 1000 positions"
     yield "sound", f"up to {heard_seconds(manifest.audio):g} s a clip"
     steps = (len(speech.ode.times) - 1) // 3
