@@ -48,7 +48,13 @@ def in_transformers(model: object, processor: object, item: Item) -> tuple[float
         return_tensors="pt",
     )
     with torch.no_grad():
-        _, waveform = model.generate(**batch, speaker="Chelsie", return_audio=True, thinker_max_new_tokens=64)
+        _, waveform = model.generate(
+            **batch,
+            speaker="Chelsie",
+            thinker_max_new_tokens=64,
+            talker_max_new_tokens=500,
+            talker_eos_token_id=[model.config.talker_config.tts_codec_end_token_id, model.talker.codec_pad_token],
+        )
     elapsed = time.perf_counter() - started
     return elapsed, elapsed, waveform.numel() / 24_000
 
