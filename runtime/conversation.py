@@ -35,7 +35,7 @@ from .parts import Parts
 from .pipeline import Pipeline
 from .question import Question, Senses
 from .reading import Reader
-from .reply import Clock, Manner, Prompt, Reply, check_whole_number
+from .reply import Clock, Manner, Reply, check_whole_number
 from .turns import Turns
 
 _TIDY_ABOVE, _TIDY_TO = 0.75, 0.5
@@ -82,9 +82,9 @@ class Conversation:
         self._history = History()
         self._reader = Reader(parts.thinker, None if manner.voice is None else parts.talker)
         self._history.append(Piece.of_text(self._senses.turns.system_ids, 0, turn=0))
+        self._question = Question(self._senses, turn=1)
         self._make_room(0)
         self._reader.catch_up(self._history)
-        self._question = Question(self._senses, turn=1)
         self._reply: Reply | None = None  # to the question; None until respond()
         self._answer = _Answer(0)
         self._tidying: Pipeline | None = None
@@ -105,8 +105,10 @@ class Conversation:
         _check_sound(samples)
         with self._lock:
             question = self._open_question()
-            for embeddings in question.listen(samples):
+            blocks = question.listen(samples)
+            if blocks:
                 self._add(question.settled)
+            for embeddings in blocks:
                 self._add(functools.partial(question.heard, embeddings))
                 self._reader.catch_up(self._history)
 
@@ -135,13 +137,12 @@ class Conversation:
             self._make_room(question.remaining_positions())
             answer = self._answer = _Answer(len(self._history))
 
-            def read(check: Callable[[], None]) -> Prompt:
+            def read(check: Callable[[], None]) -> History:
                 for piece in question.rest(self._history.next_position):
                     self._history.append(piece)
                 self._reader.catch_up(self._history, check)
                 answer.opened = len(self._history) - answer.asked
-                history = self._history
-                return Prompt(history.token_ids, history.next_position, history.largest_position)
+                return self._history
 
             (seed,) = self._seeds.spawn(1)
             self._reply = Reply(self._parts, self._settings, self._manner, seed, read, self._clock)

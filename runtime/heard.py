@@ -46,7 +46,7 @@ def _units(character: str) -> float:
         return _PAUSES[character]
     if character.isdigit():
         return _DIGIT
-    if unicodedata.category(character) == "Lo":  # scripts without cases: mostly a syllable a character
+    if _is_syllable(character):
         return _SYLLABLE
     return _LETTER if character.isalpha() else 0.0
 
@@ -61,4 +61,5 @@ def _ends_word(text: str, following: str) -> bool:
 
 
 def _is_syllable(character: str) -> bool:
+    """Whether a script has no cases: there a character is mostly a syllable, and a word of its own."""
     return unicodedata.category(character) == "Lo"

@@ -32,9 +32,9 @@ class MelStream:
         self._loudest = -np.inf
 
     @property
-    def samples(self) -> int:
-        """How many samples have come."""
-        return self._samples
+    def frames(self) -> int:
+        """How many frames the sound has so far."""
+        return -(-self._samples // self._audio.hop_samples)
 
     def push(self, samples: Float32) -> list[Float32]:
         """Add samples `(n,)`; returns the blocks they complete."""
@@ -51,7 +51,7 @@ class MelStream:
     def rest(self) -> list[Float32]:
         """What is left if the sound ends here: none, one block, or a whole one and a short one. Changes nothing."""
         audio = self._audio
-        frames = -(-self._samples // audio.hop_samples) - self._first_frame
+        frames = self.frames - self._first_frame
         if frames <= 0:
             return []
         # As in `log_mel`, the windows behind the end that still see the sound count for its loudness.

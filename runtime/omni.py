@@ -23,7 +23,7 @@ from .ode import Solver
 from .parts import CONTEXT, MAX_CODES, Parts, load_parts
 from .prompt import build_prompt, media_parts, media_size
 from .reading import Reader
-from .reply import Clock, Limits, Manner, Prompt, Reply, check_whole_number
+from .reply import Clock, Limits, Manner, Reply, check_whole_number
 from .sampling import GREEDY, TALKER_DEFAULT, Sampling
 from .session import Device, SessionSettings
 
@@ -100,7 +100,7 @@ class Omni:
         if manner.voice is not None:
             parts.talker.check_fits(len(prompt.token_ids))
 
-        def read(check: Callable[[], None]) -> Prompt:
+        def read(check: Callable[[], None]) -> History:
             encoded = []
             for part in media:
                 check()
@@ -108,7 +108,7 @@ class Omni:
             history = History()
             history.append(Piece.of(prompt, encoded, turn=0))
             Reader(parts.thinker, None if manner.voice is None else parts.talker).catch_up(history, check)
-            return Prompt(history.token_ids, history.next_position, history.largest_position)
+            return history
 
         reply = Reply(parts, manifest, manner, seeds, read, self._clock)
         self._end = reply.stop

@@ -20,6 +20,10 @@ class Stopped(Exception):
     """The work is no longer wanted; only ever seen inside a stage, or by who takes from a stopped pipeline."""
 
 
+def carry_on() -> None:
+    """A check where nothing ever stops the work."""
+
+
 class Pipeline:
     """The threads of one piece of work and what they share."""
 

@@ -143,21 +143,26 @@ def lay_out(
     Raises `AudioError` for a sound too short to become an embedding, `BundleError` for placeholders of other media.
     """
     ids = np.asarray(token_ids, np.int64)
-    placeholders = np.flatnonzero(np.isin(ids, [tokens.audio, tokens.image, tokens.video]))
+    places = placeholders(ids, tokens)
     expected = [_placeholder(size, tokens) for size in sizes]
-    if ids[placeholders].tolist() != expected:
+    if ids[places].tolist() != expected:
         raise BundleError(
-            f"the chat template placed media {ids[placeholders].tolist()}, the conversation has {expected} "
+            f"the chat template placed media {ids[places].tolist()}, the conversation has {expected} "
             "(ids of audio, image and video); export the bundle again"
         )
     layout = _Layout(tokens, vision, first_position)
     start = 0
-    for part, (place, size) in enumerate(zip(placeholders.tolist(), sizes, strict=True)):
+    for part, (place, size) in enumerate(zip(places.tolist(), sizes, strict=True)):
         layout.add_text(ids[start:place])
         layout.add_media(part, size)
         start = place + 1
     layout.add_text(ids[start:])
     return layout.finish()
+
+
+def placeholders(token_ids: Sequence[int] | NDArray[np.int64], tokens: manifest.Tokens) -> NDArray[np.int64]:
+    """Return where among token ids media stand."""
+    return np.flatnonzero(np.isin(token_ids, [tokens.audio, tokens.image, tokens.video]))
 
 
 class _Layout:

@@ -20,7 +20,7 @@ from .history import Piece
 from .mel import audio_tokens
 from .mel_stream import MelStream
 from .messages import Part, Text
-from .prompt import Kind, MediaSize, lay_out, media_size, template_entry
+from .prompt import Kind, MediaSize, lay_out, media_size, placeholders, template_entry
 from .session import Array
 from .tokenizer import Entry
 from .turns import Turns
@@ -70,9 +70,8 @@ class Question:
 
     def listen(self, samples: npt.NDArray[np.float32]) -> list[Array]:
         """Add sound `(n,)`, all of which is one part; returns the embeddings `(50, D)` of the blocks it completes."""
-        audio = self._senses.settings.audio
         blocks = self._sound.push(samples)
-        if None not in self._media and audio_tokens(-(-self._sound.samples // audio.hop_samples)):
+        if None not in self._media and audio_tokens(self._sound.frames):
             self._entries.append({"type": "audio"})
             self._media.append(None)
         return [self._senses.audio_encoder.encode_block(block) for block in blocks]
@@ -124,8 +123,8 @@ class Question:
 
     def _placeholders(self, ids: list[int]) -> list[int]:
         """Where in `ids` the media stand."""
-        tokens = self._senses.settings.tokens
-        return [place for place, token in enumerate(ids) if token in (tokens.audio, tokens.image, tokens.video)]
+        places: list[int] = placeholders(ids, self._senses.settings.tokens).tolist()
+        return places
 
     def _laid_out(self, ids: list[int], start: int, end: int, first_position: int) -> Piece:
         """The ids from `start` to `end`, among which the live sound is not, with their media."""

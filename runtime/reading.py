@@ -13,12 +13,9 @@ import numpy as np
 
 from .decoder import CHUNK_POSITIONS, Float32
 from .history import History
+from .pipeline import carry_on
 from .talker import Talker
 from .thinker import Thinker, talker_prompt_rows
-
-
-def _never() -> None:
-    """Check nothing."""
 
 
 class Reader:
@@ -36,7 +33,7 @@ class Reader:
         """How many positions of the history the Thinker holds."""
         return self._thinker.decoder.length
 
-    def catch_up(self, history: History, check: Callable[[], None] = _never) -> None:
+    def catch_up(self, history: History, check: Callable[[], None] = carry_on) -> None:
         """Read what is new in the history, a chunk at a time; what `check` raises between them stops it there."""
         if self._talker is not None and self._reply_rows:
             positions = self._reply_position + np.arange(len(self._reply_rows))

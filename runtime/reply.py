@@ -17,8 +17,9 @@ import numpy as np
 from ..errors import InputError
 from . import manifest
 from .bundle import LoadedVoice
-from .decoder import Float32, Int64
+from .decoder import Float32
 from .events import AudioChunk, Event, TextDelta, TextStop, Timing, TurnEnd
+from .history import History
 from .parts import Parts
 from .pipeline import Channel, Pipeline, Stopped
 from .sampling import Sampler, Sampling
@@ -52,18 +53,6 @@ class Manner:
     thinker_sampling: Sampling
     talker_sampling: Sampling
     limits: Limits
-    windows: WindowPlan | None = None
-    """In which windows the sound is made; None: those for live speech."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is known of the prompt once it was read."""
-
-    token_ids: Int64
-    """`(S)`."""
-    next_position: int
-    largest_position: int
 
 
 @dataclass
@@ -95,10 +84,11 @@ class Reply(Iterator[Event]):
         settings: manifest.Manifest,
         manner: Manner,
         seed: np.random.SeedSequence,
-        read: Callable[[Callable[[], None]], Prompt],
+        read: Callable[[Callable[[], None]], History],
         clock: Clock = time.perf_counter,
     ) -> None:
-        """Starts at once. `read` has the prompt read, calling its argument between steps, which may raise."""
+        """Starts at once. `read` has the prompt read and returns it, calling its argument between steps, which may
+        raise."""
         self._parts, self._settings, self._manner, self._read, self._clock = parts, settings, manner, read, clock
         # One stream each, so that what a stage draws depends on no other.
         thinker_seed, talker_seed, noise_seed = seed.spawn(3)
@@ -107,7 +97,7 @@ class Reply(Iterator[Event]):
         self._started = clock()
         self._progress = _Progress()
         self._complete = self._over = False
-        self._prompt: Prompt | None = None
+        self._prompt: History | None = None
         self._pipeline = Pipeline("reply")
         self._events: Channel[Event] = Channel(self._pipeline, _EVENTS)
         self._taken: list[Event] = []
@@ -169,7 +159,7 @@ class Reply(Iterator[Event]):
         check, progress = self._pipeline.check, self._progress
         prompt = self._read(check)
         self._prompt = prompt
-        progress.prompt_tokens = len(prompt.token_ids)
+        progress.prompt_tokens = len(prompt)
         thinker, limits = self._parts.thinker, self._manner.limits
         sampler = Sampler(
             self._manner.thinker_sampling, self._settings.thinker.vocab_size, self._thinker_stream,
@@ -240,8 +230,7 @@ class Reply(Iterator[Event]):
         """Turn the codes into sound, a window at a time."""
         voice, token2wav = self._manner.voice, self._parts.token2wav
         assert voice is not None
-        settings = self._settings.token2wav
-        plan = self._manner.windows or WindowPlan.streaming(settings)
+        plan = WindowPlan.streaming(self._settings.token2wav)
         token2wav.begin(voice, seed=self._noise_seed, plan=plan, check=self._pipeline.check)
         self._codes.resize(token2wav.missing_codes())
         while codes := self._codes.take(at_least=token2wav.missing_codes()):

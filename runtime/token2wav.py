@@ -19,14 +19,11 @@ from ..errors import InputError
 from . import manifest
 from .bundle import LoadedVoice
 from .ode import Solver
+from .pipeline import carry_on
 from .windows import WHOLE, Float32, Int64, WindowPlan, Windows
 
 PIECE_FRAMES = 300
 """Mel frames the vocoder turns into sound at a time: 3 s, a quarter more work for the context on both sides."""
-
-
-def _carry_on() -> None:
-    """Check nothing."""
 
 
 class Graph(Protocol):
@@ -111,7 +108,7 @@ class Token2Wav:
         *,
         seed: int,
         plan: WindowPlan = WHOLE,
-        check: Callable[[], None] = _carry_on,
+        check: Callable[[], None] = carry_on,
     ) -> None:
         """Start a reply in a voice; `seed` decides its noise, `plan` the windows in which its mel is made.
 
@@ -153,7 +150,7 @@ class Token2Wav:
         *,
         seed: int = 0,
         noise: Float32 | None = None,
-        check: Callable[[], None] = _carry_on,
+        check: Callable[[], None] = carry_on,
     ) -> Float32:
         """Return the mel `(80, 2n)` of codes `(n,)`, from the given `noise (1, 2n, 80)` or from that of `seed`.
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from checkpoints import SMALL_3B, SMALL_7B, write_checkpoint
 from hypothesis import settings
+from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.nano.training import CHECKPOINT
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
 
@@ -39,6 +40,14 @@ def checkpoint_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a 7B-shaped checkpoint: separate head, three query heads to a key head, several shards."""
     path = tmp_path_factory.mktemp("checkpoint") / SMALL_7B.name
     return write_checkpoint(path, SMALL_7B, max_shard_bytes=4_000_000)
+
+
+@pytest.fixture(scope="session")
+def bundle_3b(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of ``checkpoint_3b`` as a float32 bundle."""
+    path = tmp_path_factory.mktemp("bundle") / "3b"
+    export_bundle(checkpoint_3b, path, ExportOptions(bits=32))
+    return path
 
 
 @pytest.fixture(scope="session")

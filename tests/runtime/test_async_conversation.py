@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from nearfield.errors import InputError
-from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.runtime.async_conversation import AsyncConversation
 from nearfield.runtime.events import AudioChunk, Event, TextDelta, TurnEnd
 from nearfield.runtime.messages import Text
@@ -21,10 +20,8 @@ SPOKEN = sound("noise", 50_000, 1)
 
 
 @pytest.fixture(scope="module")
-def omni(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Omni:
-    path = tmp_path_factory.mktemp("asyncio") / "bundle"
-    export_bundle(checkpoint_3b, path, ExportOptions(bits=32))
-    return Omni.load(path, context=512, threads=1)
+def omni(bundle_3b: Path) -> Omni:
+    return Omni.load(bundle_3b, context=512, threads=1)
 
 
 def spoken(events: list[Event]) -> tuple[list[str], int]:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from nearfield.errors import AudioError, ContextLimitError, ImageError, InputError
-from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.runtime.conversation import Conversation
 from nearfield.runtime.encoders import AudioEncoder
 from nearfield.runtime.events import AudioChunk, Event, TextDelta, TurnEnd
@@ -21,7 +20,7 @@ from nearfield.runtime.messages import SYSTEM_PROMPT, Audio, Image, Message, Tex
 from nearfield.runtime.omni import Omni
 from nearfield.runtime.prompt import AudioSize, build_prompt
 from nearfield.runtime.reading import Reader
-from nearfield.runtime.reply import Limits, Manner, Prompt, Reply
+from nearfield.runtime.reply import Limits, Manner, Reply
 from nearfield.runtime.sampling import GREEDY, Sampling
 from sounds import sound
 from tolerances import CONVERSATION, relative_error
@@ -35,21 +34,14 @@ CONTEXT = 512
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("conversation") / "bundle"
-    export_bundle(checkpoint_3b, path, ExportOptions(bits=32))
-    return path
+def omni(bundle_3b: Path) -> Omni:
+    return Omni.load(bundle_3b, context=CONTEXT, threads=1)
 
 
 @pytest.fixture(scope="module")
-def omni(bundle: Path) -> Omni:
-    return Omni.load(bundle, context=CONTEXT, threads=1)
-
-
-@pytest.fixture(scope="module")
-def other(bundle: Path) -> Omni:
+def other(bundle_3b: Path) -> Omni:
     """The same bundle once more, to read at once what the first heard as it came."""
-    return Omni.load(bundle, context=CONTEXT, threads=1)
+    return Omni.load(bundle_3b, context=CONTEXT, threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +90,7 @@ def answered_afresh(other: Omni, prompt: History, seeds: np.random.SeedSequence,
     limits = Limits(settings["max_tokens"], settings["max_codes"])
     manner = Manner(voice, settings["thinker_sampling"], settings["talker_sampling"], limits)
     Reader(other.parts.thinker, other.parts.talker).catch_up(prompt)
-    read = Prompt(prompt.token_ids, prompt.next_position, prompt.largest_position)
-    return list(Reply(other.parts, other.bundle.manifest, manner, seeds, lambda _: read))
+    return list(Reply(other.parts, other.bundle.manifest, manner, seeds, lambda _: prompt))
 
 
 def check_answer(conversation: Conversation, omni: Omni, other: Omni, **options: Any) -> None:
@@ -276,8 +267,8 @@ def test_the_oldest_turns_leave_and_the_instructions_stay(omni: Omni, other: Omn
     assert 12 in conversation.history.turns
 
 
-def test_room_is_made_between_two_turns(bundle: Path) -> None:
-    conversation = Omni.load(bundle, context=1024, threads=1).conversation(speak=False, max_tokens=8)
+def test_room_is_made_between_two_turns(bundle_3b: Path) -> None:
+    conversation = Omni.load(bundle_3b, context=1024, threads=1).conversation(speak=False, max_tokens=8)
     lengths = [0, len(conversation.history)]
     while lengths[-1] > lengths[-2]:
         conversation.attach(Text("word " * 20))
@@ -319,6 +310,11 @@ def test_what_is_too_long_only_with_its_end_is_refused_at_the_call(omni: Omni) -
         conversation.respond()
     conversation.attach(Text("Short."))
     assert end_of(list(conversation.respond())).text
+
+
+def test_instructions_longer_than_the_context_are_refused(omni: Omni) -> None:
+    with pytest.raises(ContextLimitError, match="the context holds 512"):
+        omni.conversation(system="word " * 600)
 
 
 def test_nothing_asked_is_not_answered(omni: Omni) -> None:

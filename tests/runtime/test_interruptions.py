@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.runtime.conversation import Conversation
 from nearfield.runtime.events import AudioChunk, Event, TextDelta, TurnEnd
 from nearfield.runtime.history import History
@@ -67,13 +66,6 @@ class Model:
         raise AssertionError(f"the history is none of what was said: {found}")
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("interruptions") / "bundle"
-    export_bundle(checkpoint_3b, path, ExportOptions(bits=32))
-    return path
-
-
 def ask(conversation: Conversation, model: Model, rng: random.Random) -> None:
     """Say something, of any length, by voice or in writing."""
     for _ in range(rng.randint(1, 2)):
@@ -116,9 +108,9 @@ def interrupted(conversation: Conversation, rng: random.Random) -> tuple[str, li
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_is_interrupted_is_remembered_as_it_was_heard(bundle: Path, seed: int) -> None:
+def test_whatever_is_interrupted_is_remembered_as_it_was_heard(bundle_3b: Path, seed: int) -> None:
     rng = random.Random(seed)
-    omni, other = (Omni.load(bundle, context=CONTEXT, threads=1) for _ in range(2))
+    omni, other = (Omni.load(bundle_3b, context=CONTEXT, threads=1) for _ in range(2))
     omni.parts.token2wav._solver = Solver("euler", 3)  # what the sound is like plays no part here
     conversation = omni.conversation(system=SYSTEM, seed=seed, max_tokens=10, max_codes=40)
     model, threads, taken_back = Model(omni), threading.active_count(), 0

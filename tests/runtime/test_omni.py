@@ -32,15 +32,8 @@ SHORT: dict[str, Any] = {"max_tokens": 6, "max_codes": 20}
 
 
 @pytest.fixture(scope="module")
-def bundle_path(checkpoint_3b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("omni") / "bundle"
-    export_bundle(checkpoint_3b, path, ExportOptions(bits=32))
-    return path
-
-
-@pytest.fixture(scope="module")
-def omni(bundle_path: Path) -> Omni:
-    return Omni.load(bundle_path, context=256, threads=1)
+def omni(bundle_3b: Path) -> Omni:
+    return Omni.load(bundle_3b, context=256, threads=1)
 
 
 def text_of(events: Iterable[Event]) -> str:
@@ -235,9 +228,9 @@ def test_a_single_token_cut_by_the_limit_has_no_sound_and_one_that_ends_has(omni
     assert end_of(ended).timing.codes > 0
 
 
-def test_a_reply_that_fills_the_context_ends_there(bundle_path: Path, omni: Omni) -> None:
+def test_a_reply_that_fills_the_context_ends_there(bundle_3b: Path, omni: Omni) -> None:
     prompt_tokens = end_of(list(omni.respond(QUESTION, speak=False, **SHORT))).timing.prompt_tokens
-    small = Omni.load(bundle_path, context=prompt_tokens + 3, threads=1)
+    small = Omni.load(bundle_3b, context=prompt_tokens + 3, threads=1)
     end = end_of(list(small.respond(QUESTION, speak=False)))
     assert (end.timing.reply_tokens, end.stop_reason) == (4, "context")  # the fourth is read from the third
 
@@ -254,7 +247,7 @@ def test_times_come_from_the_clock_and_follow_each_other(omni: Omni) -> None:
     assert timing.speech_waveform_ms >= 1000
 
 
-def test_what_cannot_be_done_is_refused_at_the_call(omni: Omni, bundle_path: Path) -> None:
+def test_what_cannot_be_done_is_refused_at_the_call(omni: Omni, bundle_3b: Path) -> None:
     with pytest.raises(UnknownVoiceError, match=r"voice 'Nobody' .* it has Chelsie, Ethan"):
         omni.respond(QUESTION, voice="Nobody")
     assert omni.voices == ["Chelsie", "Ethan"]
@@ -274,12 +267,12 @@ def test_what_cannot_be_done_is_refused_at_the_call(omni: Omni, bundle_path: Pat
     with pytest.raises(ContextLimitError, match=r"Thinker: .* its context holds 256; shorten the conversation"):
         omni.respond(long)
     with pytest.raises(DeviceError, match=r"is of dialect 'ort', .* export it again with --dialect standard"):
-        Omni.load(bundle_path, device="tensorrt-rtx")
+        Omni.load(bundle_3b, device="tensorrt-rtx")
     with pytest.raises(InputError, match=r"context is 0; .* has positions for 1 … "):
-        Omni.load(bundle_path, context=0)
+        Omni.load(bundle_3b, context=0)
     most = omni.bundle.manifest.thinker.max_positions
     with pytest.raises(InputError, match=rf"context is {most + 1}; .* has positions for 1 … {most}"):
-        Omni.load(bundle_path, context=most + 1)
+        Omni.load(bundle_3b, context=most + 1)
 
 
 def test_the_talkers_context_holds_the_prompt_and_all_codes_or_what_its_model_has(omni: Omni) -> None:
