@@ -12,7 +12,7 @@ What comes before and after the layers (convolutions, embeddings, projections, h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,21 +69,27 @@ def components(configs: Configs) -> Mapping[Part, Component]:
     }
 
 
+def decoder_layer(config: DecoderConfig) -> tuple[DecoderLayer, list[Port], Callable[..., Sequence[Value]]]:
+    """One layer of a decoder: its module, its inputs, the hidden states first, and what computes those after it and
+    its keys and values."""
+    root, cache = DecoderLayer(config, STYLE), replace(config.cache, layers=1)
+
+    def forward(op: Op, hidden: Value, position_ids: Value, *past: Value) -> Sequence[Value]:
+        cos, sin = mrope_tables(op, STYLE, position_ids, config.rope_theta, list(config.mrope_section))
+        (kept,) = split_cache_inputs(STYLE, 1, past)
+        results: Sequence[Value] = root(op, hidden, cos, sin, kept)
+        return results
+
+    hidden = Port("hidden", STYLE.dtype, (1, "positions", config.hidden_size))
+    return root, [hidden, POSITION_IDS, *cache.input_ports(STYLE)], forward
+
+
 def _decoder(part: Part, config: DecoderConfig) -> Component:
     name: ComponentName = "thinker" if part == "thinker" else "talker"
-    cache = replace(config.cache, layers=1)
 
     def graph(_: int, prefix: str) -> LayerGraph:
-        root = DecoderLayer(config, STYLE)
-
-        def forward(op: Op, hidden: Value, position_ids: Value, *past: Value) -> Value:
-            cos, sin = mrope_tables(op, STYLE, position_ids, config.rope_theta, list(config.mrope_section))
-            (kept,) = split_cache_inputs(STYLE, 1, past)
-            after: Value = root(op, hidden, cos, sin, kept)[0]
-            return after
-
-        hidden = Port("hidden", STYLE.dtype, (1, "positions", config.hidden_size))
-        return layer_graph(name, root, prefix, [hidden, POSITION_IDS, *cache.input_ports(STYLE)], forward)
+        root, inputs, forward = decoder_layer(config)
+        return layer_graph(name, root, prefix, inputs, lambda *values: forward(*values)[0])
 
     # The scales of o and down change the weights of v and up: they are found first.
     folds = (

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..export.attention import POSITION_IDS, CacheScales, mrope_tables, split_cache_inputs
+from ..export.attention import CacheScales
 from ..export.checkpoint import Checkpoint
-from ..export.decoder import DecoderConfig, DecoderLayer
+from ..export.decoder import DecoderConfig
 from ..export.export import Configs
-from ..export.graph import ComponentGraph, Op, Port, Value, build
+from ..export.graph import ComponentGraph, Port, build
 from ..runtime.manifest import ComponentName
-from .components import decoder_given
+from .components import decoder_given, decoder_layer
 from .inputs import Float32, Progress, Steps, open_component, thinker_steps
 from .layers import STYLE
 from .samples import Sample
-from .speech import talker_steps
+from .speech import last_hidden_states, talker_steps
 
 LARGEST_CODE = 127
 
@@ -39,8 +39,7 @@ def kv_scales(
     configs = Configs.from_hf(checkpoint.config)
     steps = thinker_steps(checkpoint, checkpoint, samples, folder, threads, progress)
     thinker, states = decoder_scales("thinker", configs.thinker, checkpoint, steps, folder, threads, progress)
-    rows = [_normed(checkpoint, configs.thinker, state) for state in states]
-    spoken = talker_steps(checkpoint, steps, rows, folder, threads, progress)
+    spoken = talker_steps(checkpoint, steps, last_hidden_states(checkpoint, states), folder, threads, progress)
     talker, _ = decoder_scales("talker", configs.talker, checkpoint, spoken, folder, threads, progress)
     return {"thinker": thinker, "talker": talker}
 
@@ -78,17 +77,9 @@ def largest_keys(keys: Float32) -> Float32:
 
 def layer_graph(name: ComponentName, config: DecoderConfig, layer: int) -> ComponentGraph:
     """One decoder layer: hidden states in; out come `result`, hidden states, and the layer's keys and values."""
-    root, cache = DecoderLayer(config, STYLE), replace(config.cache, layers=1)
-
-    def forward(op: Op, hidden: Value, position_ids: Value, *past: Value) -> Sequence[Value]:
-        cos, sin = mrope_tables(op, STYLE, position_ids, config.rope_theta, list(config.mrope_section))
-        (kept,) = split_cache_inputs(STYLE, 1, past)
-        results: Sequence[Value] = root(op, hidden, cos, sin, kept)
-        return results
-
-    shape = (1, "positions", config.hidden_size)
-    inputs = [Port("hidden", STYLE.dtype, shape), POSITION_IDS, *cache.input_ports(STYLE)]
-    outputs = [Port("result", STYLE.dtype, shape), *cache.output_ports(STYLE)]
+    root, inputs, forward = decoder_layer(config)
+    result = Port("result", STYLE.dtype, inputs[0].shape)
+    outputs = [result, *replace(config.cache, layers=1).output_ports(STYLE)]
     model = build(root, STYLE, name, inputs, outputs, forward)
     return ComponentGraph(name, model, root, f"{name}.model.layers.{layer}.")
 
@@ -96,11 +87,3 @@ def layer_graph(name: ComponentName, config: DecoderConfig, layer: int) -> Compo
 def _scale(largest: Float32) -> Float32:
     """Value of a code; a channel that is always zero gets any scale that is one."""
     return np.where(largest > 0, largest * np.float32(MARGIN / LARGEST_CODE), np.float32(1))
-
-
-def _normed(checkpoint: Checkpoint, config: DecoderConfig, states: Float32) -> Float32:
-    """The Thinker's `last_hidden_state (S, D)`: its final norm, outside of all layers."""
-    weight = checkpoint.read("thinker.model.norm.weight").astype(np.float32)
-    square = np.mean(states**2, axis=-1, keepdims=True)
-    rows: Float32 = states / np.sqrt(square + np.float32(config.norm_epsilon)) * weight
-    return rows

@@ -38,7 +38,7 @@ from .quantized_weights import QuantizedWeights
 from .report import Errors
 from .room import needed_bytes, room
 from .samples import Sample
-from .speech import talker_steps
+from .speech import last_hidden_states, talker_steps
 from .stack import Stack, errors_of, quantize_stack
 
 
@@ -117,8 +117,10 @@ class _Run:
         states = self._quantize_decoder("thinker", steps)
         if "talker" not in self.stacks:
             return
+        hidden = (state for (state,) in states)
         spoken = self._kept(
-            "talker", lambda: talker_steps(checkpoint, steps, self._normed(states), *self._at("talker"))
+            "talker",
+            lambda: talker_steps(checkpoint, steps, last_hidden_states(checkpoint, hidden), *self._at("talker")),
         )
         self._quantize_decoder("talker", spoken)
         if "dit" in self.stacks:
@@ -134,12 +136,6 @@ class _Run:
         configs = Configs.from_hf(self.checkpoint.config)
         config = configs.thinker if part == "thinker" else configs.talker
         return self._quantize(part, lambda: (decoder_given(config, it) for it in steps))
-
-    def _normed(self, states: Iterable[Float32]) -> list[Float32]:
-        """The Thinker's last hidden states `(S, D)`, after its final norm."""
-        weight = self.checkpoint.read("thinker.model.norm.weight").astype(np.float32)
-        epsilon = np.float32(Configs.from_hf(self.checkpoint.config).thinker.norm_epsilon)
-        return [x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + epsilon) * weight for (x,) in states]
 
     def _encoders(self) -> QuantizedWeights:
         """The checkpoint with the encoders that are quantized by now."""

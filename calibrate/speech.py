@@ -6,7 +6,7 @@ The codes are drawn by the Talker itself in full precision, as at run time, from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,13 @@ class _SomeRows:
 
     def __getitem__(self, numbers: Int64) -> Float32:
         return self.rows[np.searchsorted(self.numbers, numbers)]
+
+
+def last_hidden_states(checkpoint: Checkpoint, states: Iterable[Float32]) -> list[Float32]:
+    """The Thinker's `last_hidden_state (S, D)` from what its last layer puts out: its final norm, outside of all."""
+    weight = checkpoint.read("thinker.model.norm.weight").astype(np.float32)
+    epsilon = np.float32(Configs.from_hf(checkpoint.config).thinker.norm_epsilon)
+    return [each / np.sqrt(np.mean(each**2, axis=-1, keepdims=True) + epsilon) * weight for each in states]
 
 
 def talker_steps(

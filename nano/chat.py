@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
 
+from ..calibrate.front import Front
 from ..export.config import Section
-from ..export.export import special_tokens
-from ..export.preprocessor import read_audio, read_vision
-from ..export.tokenizer_files import collect_tokenizer
-from ..runtime import manifest
 from ..runtime.messages import Message
-from ..runtime.prompt import Kind, Prompt, build_prompt, media_parts, media_size
-from ..runtime.tokenizer import Tokenizer
+from ..runtime.prompt import Kind, Prompt
 from .model import config
 from .tokenizer import token_ids, write_processor_files
 
@@ -31,37 +27,12 @@ IGNORED = -100
 """Label of a token that is not to be predicted: the prompt, and padding."""
 
 
-@dataclass(frozen=True)
-class Front:
-    """What the runtime needs to lay out a conversation: read from nano's own files, as an export reads them."""
-
-    tokenizer: Tokenizer
-    tokens: manifest.Tokens
-    vision: manifest.Vision
-    audio: manifest.Audio
-
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """Token ids and positions of a conversation, up to where the reply begins."""
-        sizes = [media_size(part, self.audio, self.vision) for part in media_parts(messages)]
-        return build_prompt(messages, sizes, self.tokenizer, self.tokens, self.vision)
-
-
 @functools.cache
 def front() -> Front:
     """Nano's front end; its files are the checkpoint's, written for the moment into a temporary folder."""
-    thinker = Section(config().to_dict(), "config.json").section("thinker_config")
     with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        write_processor_files(directory)
-        tokenizer_json, chat_template = collect_tokenizer(directory)
-        (directory / "tokenizer.json").write_bytes(tokenizer_json)
-        (directory / "template").write_text(chat_template, encoding="utf-8")
-        return Front(
-            tokenizer=Tokenizer.load(directory / "tokenizer.json", directory / "template"),
-            tokens=special_tokens(thinker),
-            vision=read_vision(directory, thinker.section("vision_config")),
-            audio=read_audio(directory, thinker.section("audio_config")),
-        )
+        write_processor_files(Path(folder))
+        return Front.read(Path(folder), Section(config().to_dict(), "config.json"))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from .common import BUNDLE_HELP, bundle_path, heard_seconds, size, table
 
 if TYPE_CHECKING:
     from ...runtime.bundle import Bundle
-    from ...runtime.manifest import Component, KVCache, Manifest
+    from ...runtime.manifest import Component, Manifest
     from ...runtime.memory_plan import MemoryPlan
-
-_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 NAME = "inspect"
 SUMMARY = "say what is in a bundle and how much memory it takes, and check its files"
@@ -148,6 +146,10 @@ def _count(parameters: int) -> str:
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    import numpy as np
+
+    from ...runtime.memory_plan import cache_bytes
+
     thinker, talker, speech = manifest.thinker, manifest.talker, manifest.token2wav
     yield "voices", ", ".join(manifest.voices)
     yield "vocabulary", f"{thinker.vocab_size:,} text tokens, {speech.code_count:,} speech codes"
@@ -156,13 +158,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         ("Thinker", thinker.kv_cache, manifest.components["thinker"]),
         ("Talker", talker.kv_cache, manifest.components["talker"]),
     ):
-        kept = kv_bytes_per_1000(cache, _ITEM_BYTES[cache.stored_as(component)])
+        kept = cache_bytes(cache, 1000, np.dtype(cache.stored_as(component)).itemsize)
         yield f"memory for the {name}'s context", f"{size(kept)} per 1000 positions"
     yield "sound", f"up to {heard_seconds(manifest.audio):g} s a clip"
     steps = (len(speech.ode.times) - 1) // 3
     yield "speech", f"{speech.sample_rate_hz / 1000:g} kHz, {speech.ode.solver} with {steps} steps"
-
-
-def kv_bytes_per_1000(cache: KVCache, item_bytes: int) -> int:
-    """Bytes of keys and values that 1000 positions take in all layers."""
-    return 2 * cache.layers * cache.kv_heads * cache.head_dim * item_bytes * 1000

@@ -5,14 +5,13 @@ Inputs: a bundle and a `Workload` → outputs: text for `inspect`, an error for 
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import InputError
 from .common import table
+from .probe import nvidia_smi
 
 if TYPE_CHECKING:
     from ...runtime.memory_plan import MemoryLine, MemoryPlan, MemoryPlanner, Place, Workload
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 OVERRIDE = "--ignore-memory"
 OVERRIDE_HELP = "start even when more memory is planned for than is free"
 
-_NVIDIA_SMI_TIMEOUT_S = 20.0
 _MIB, _GIB = 1 << 20, 1 << 30
 _CONTEXT_STEP = 64  # contexts are proposed in multiples of this
 
@@ -43,15 +41,7 @@ def available_bytes(device: Device) -> int | None:
         import psutil
 
         return int(psutil.virtual_memory().available)
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):  # it is there without a driver or a GPU
-        return None
-    return parse_free(answer.stdout)
+    return parse_free(nvidia_smi("memory.free"))
 
 
 def parse_free(text: str) -> int | None:

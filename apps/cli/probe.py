@@ -113,15 +113,7 @@ class Machine:
 
     def gpus(self) -> list[Gpu]:
         """NVIDIA GPUs, as nvidia-smi lists them; it comes with the driver on Linux and Windows."""
-        program = shutil.which("nvidia-smi")
-        if program is None:
-            return []
-        query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
-        try:
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True)
-        except (OSError, subprocess.SubprocessError):  # it is there without a driver or a GPU
-            return []
-        return parse_gpus(answer.stdout)
+        return parse_gpus(nvidia_smi("name,driver_version,memory.total"))
 
     def memory(self) -> Memory:
         """Main memory."""
@@ -133,6 +125,19 @@ class Machine:
     def free_disk_bytes(self) -> int:
         """Room on the disk of the current directory."""
         return shutil.disk_usage(Path.cwd()).free
+
+
+def nvidia_smi(fields: str) -> str:
+    """What nvidia-smi says of these fields, a line for each GPU and memory in MiB; nothing where it cannot say."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):  # it is there without a driver or a GPU
+        return ""
+    return answer.stdout
 
 
 def parse_gpus(text: str) -> list[Gpu]:

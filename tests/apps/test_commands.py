@@ -14,7 +14,6 @@ import soundfile
 import soxr
 from checkpoints import SMALL_3B, write_checkpoint
 from nearfield.apps.cli.common import DEMO_BUNDLE, DEMO_QUESTIONS
-from nearfield.apps.cli.inspect import kv_bytes_per_1000
 from nearfield.apps.cli.main import main
 from nearfield.apps.cli.turn import Reply, cuts
 from nearfield.apps.cli.verify import mark
@@ -22,6 +21,7 @@ from nearfield.runtime.bundle import Bundle
 from nearfield.runtime.events import TextStop, Timing, TurnEnd
 from nearfield.runtime.images import read_image
 from nearfield.runtime.manifest import KVCache
+from nearfield.runtime.memory_plan import cache_bytes
 from nearfield.runtime.talker import SpeechStop
 
 
@@ -79,7 +79,7 @@ def test_inspect_check_finds_a_changed_byte(bundle: Path, tmp_path: Path, capsys
 
 def test_cache_sizes_are_keys_and_values_of_all_layers() -> None:
     published_3b = KVCache(layers=36, kv_heads=2, head_dim=128)
-    assert kv_bytes_per_1000(published_3b, 2) == 36_864_000
+    assert cache_bytes(published_3b, 1000, 2) == 36_864_000
 
 
 def test_verify_prints_every_output_and_passes(checkpoint_nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
