@@ -20,12 +20,13 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import AudioError, ContextLimitError, InputError
+from .bundle import LoadedVoice
 from .events import AudioChunk, Event, TurnEnd
 from .heard import UNITS_PER_SECOND, spoken_units, tokens_heard
 from .history import History, Piece
@@ -38,6 +39,7 @@ from .reading import Reader
 from .reply import Clock, Manner, Reply, check_whole_number
 from .turns import Turns
 
+TRANSCRIBE = "Write down what you hear."
 _TIDY_ABOVE, _TIDY_TO = 0.75, 0.5
 _REPLY_SHARE = 1 / 8
 """Of the context: how much is kept free for a reply."""
@@ -161,6 +163,41 @@ class Conversation:
             self._settle_down(at_once=True)
             return self._interrupt(played_samples)
 
+    def use_voice(self, voice: LoadedVoice) -> None:
+        """Speak in another voice from the next reply on. Raises `InputError` in a conversation that is not spoken."""
+        if self._manner.voice is None:
+            raise InputError("this conversation is silent: begin one with speak=True to choose its voice")
+        self._manner = replace(self._manner, voice=voice)
+
+    def transcript(self, instruction: str = TRANSCRIBE, max_tokens: int = 256) -> str:
+        """What the model heard in the last question, by its own account; "" of a question without sound.
+
+        Call it when the reply was made to its end or interrupted, and before the next question: the caches are cut to
+        the question, the instruction is read behind it, and what is written then is forgotten again. The reply is read
+        anew in the background, so the next turn waits for no more than that.
+        Raises `InputError` when no question was answered, and `ContextLimitError`.
+        """
+        check_whole_number("max_tokens", max_tokens, 1)
+        with self._lock:
+            self._check_open()
+            answer = self._answer
+            if self._reply is None or answer.kept is None or answer.opened is None:
+                raise InputError("transcript() tells what was heard in a question that was answered; there is none yet")
+            if not self._question.has_sound:
+                return ""
+            self._settle_down(at_once=True)
+            asked = len(self._history) - answer.kept - answer.opened
+            branch = self._history.until(asked)
+            for piece in self._question.asking(instruction).rest(branch.next_position):
+                branch.append(piece)
+            try:
+                self._reader.cut(asked)
+                self._reader.catch_up(branch)
+                return self._parts.tokenizer.decode(self._parts.thinker.write(max_tokens)).strip()
+            finally:
+                self._reader.cut(asked)
+                self._read_in_the_background()
+
     def close(self) -> None:
         """End the conversation: what is being made stops, and no method works any more."""
         with self._lock:
@@ -193,10 +230,14 @@ class Conversation:
                 self._units_per_second = units / end.timing.audio_seconds
             if len(self._history) > _TIDY_ABOVE * self._context:
                 self._forget_down_to(int(_TIDY_TO * self._context))
-            if self._reader.length < len(self._history) - 1 < self._context:
-                self._tidying = Pipeline("between turns")
-                check = self._tidying.check
-                self._tidying.start("reading", lambda: self._reader.catch_up(self._history, check))
+            self._read_in_the_background()
+
+    def _read_in_the_background(self) -> None:
+        """Feed the caches what they lack of the history, but for a last token that was never read back."""
+        if self._reader.length < len(self._history) - 1 < self._context:
+            self._tidying = Pipeline(self._parts.workers)
+            check = self._tidying.check
+            self._tidying.start(lambda: self._reader.catch_up(self._history, check))
 
     def _settle_down(self, *, at_once: bool = False) -> None:
         """Wait until nothing is read any more; `at_once` leaves the rest for later."""

@@ -117,6 +117,13 @@ class History:
                 yield piece[first : first + most]
             start += len(piece)
 
+    def until(self, length: int) -> History:
+        """Another history of the same beginning."""
+        beginning = History()
+        beginning._pieces = list(self._pieces)
+        beginning.cut(length)
+        return beginning
+
     def cut(self, length: int) -> None:
         """Forget all positions from `length` on."""
         kept: list[Piece] = []

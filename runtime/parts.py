@@ -5,7 +5,7 @@ Inputs: a bundle, session settings, a context → output: `Parts`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import DeviceError, InputError
 from .bundle import CHAT_TEMPLATE_NAME, Bundle
@@ -18,6 +18,7 @@ from .talker import Talker
 from .thinker import Thinker
 from .token2wav import Token2Wav
 from .tokenizer import Tokenizer
+from .workers import Workers
 
 CONTEXT = 8192
 """Positions of prompt and reply the Thinker holds unless told otherwise: 7B keeps 470 MB for them in float16."""
@@ -28,7 +29,7 @@ MAX_CODES = 4096
 
 @dataclass(frozen=True)
 class Parts:
-    """The stages of a turn, loaded."""
+    """The stages of a turn, loaded, and the threads they work in."""
 
     tokenizer: Tokenizer
     audio_encoder: AudioEncoder
@@ -36,6 +37,7 @@ class Parts:
     thinker: Thinker
     talker: Talker
     token2wav: Token2Wav
+    workers: Workers = field(default_factory=Workers)
 
 
 def load_parts(bundle: Bundle, settings: SessionSettings, context: int, solver: Solver | None = None) -> Parts:

@@ -1,4 +1,4 @@
-"""Stages that work side by side, each in a thread of its own, joined by bounded channels.
+"""Stages that work side by side, each in a thread, joined by bounded channels.
 
 One stage hands items to the next through a `Channel`; a full one makes the giver wait, so no stage runs far ahead. A
 stage that fails ends the whole pipeline with its error, and `stop` ends it at once: whoever waits at a channel wakes,
@@ -8,10 +8,13 @@ and a stage at work stops where it next calls `check`. Nothing here can wait for
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from .workers import Job, Workers
 
 T = TypeVar("T")
 
@@ -25,22 +28,20 @@ def carry_on() -> None:
 
 
 class Pipeline:
-    """The threads of one piece of work and what they share."""
+    """The stages of one piece of work and what they share."""
 
-    def __init__(self, name: str) -> None:
-        """`name` is part of the threads' names."""
-        self._name = name
+    def __init__(self, workers: Workers) -> None:
+        """`workers` are the threads the stages run in."""
+        self._workers = workers
         self._lock = threading.Lock()
         self._changes: list[threading.Condition] = []  # one for each channel, all with this lock
-        self._threads: list[threading.Thread] = []
+        self._stages: list[Job] = []
         self._stopped = False
         self._error: BaseException | None = None
 
-    def start(self, stage: str, work: Callable[[], None]) -> None:
-        """Run a stage in a new thread."""
-        thread = threading.Thread(target=self._run, args=(work,), name=f"{self._name} {stage}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def start(self, stage: Callable[[], None]) -> None:
+        """Run a stage beside all others."""
+        self._stages.append(self._workers.start(lambda: self._run(stage)))
 
     def check(self) -> None:
         """For a stage to call between its steps: raises `Stopped` when its work is no longer wanted."""
@@ -55,19 +56,18 @@ class Pipeline:
 
     def join(self) -> None:
         """Wait until all stages have ended."""
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        for stage in self._stages:
+            stage.join()
 
     def raise_error(self) -> None:
         """Raise what a stage failed with, if one did."""
         if self._error is not None:
             raise self._error
 
-    def _run(self, work: Callable[[], None]) -> None:
+    def _run(self, stage: Callable[[], None]) -> None:
         try:
             with contextlib.suppress(Stopped):
-                work()
+                stage()
         except BaseException as error:  # noqa: BLE001  # whatever it is, who waits for the result must hear of it
             with self._lock:
                 self._error = self._error or error
@@ -113,17 +113,16 @@ class Channel(Generic[T]):
             self._closed = True
             self._changed.notify_all()
 
-    def take(self, at_least: int = 1) -> list[T]:
+    def take(self, at_least: int = 1, at_most: int = sys.maxsize) -> list[T]:
         """Take all there is, waiting for so many items, or for fewer if it is closed or full; nothing after the last.
 
-        Raises `Stopped`.
+        What is over `at_most` stays. Raises `Stopped`.
         """
         with self._changed:
             self._awaited = at_least
             while len(self._items) < min(at_least, self._size) and not self._closed and not self._pipeline._stopped:
                 self._changed.wait()
             self._pipeline.check()
-            items = list(self._items)
-            self._items.clear()
+            items = [self._items.popleft() for _ in range(min(at_most, len(self._items)))]
             self._changed.notify_all()
             return items

@@ -7,6 +7,7 @@ turn is over, without changing the turn here, so that it can be taken back and g
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -59,6 +60,17 @@ class Question:
     def empty(self) -> bool:
         """Whether there is nothing in it yet; less than 30 ms of sound is nothing."""
         return not self._entries
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether there is sound in it."""
+        return any(entry["type"] == "audio" for entry in self._entries)
+
+    def asking(self, text: str) -> Question:
+        """The same question with a text at its end; this one stays as it is."""
+        asking = copy.copy(self)
+        asking._entries = [*self._entries, template_entry(Text(text))]
+        return asking
 
     def attach(self, part: Part) -> None:
         """Add a part, encoded at once. Raises `AudioError` or `ImageError`."""

@@ -28,8 +28,12 @@ from .windows import WindowPlan
 Clock = Callable[[], float]
 """Seconds from any fixed moment on."""
 
-_ROWS, _EVENTS = 8, 1024
-"""How far the Thinker may run ahead of the Talker, in tokens, and a reply ahead of who takes its events."""
+_ROWS, _EVENTS = 4, 1024
+"""How far the Thinker may run ahead of the Talker, in tokens, and a reply ahead of who takes its events.
+
+Each code takes one token, so the Talker waits for no more of them, and what the Thinker writes beyond would take the
+machine away from the first sound: the longer the answer, the later.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,15 @@ class Reply(Iterator[Event]):
         self._progress = _Progress()
         self._complete = self._over = False
         self._prompt: History | None = None
-        self._pipeline = Pipeline("reply")
+        self._pipeline = Pipeline(parts.workers)
         self._events: Channel[Event] = Channel(self._pipeline, _EVENTS)
         self._taken: list[Event] = []
         self._rows: Channel[Float32] = Channel(self._pipeline, _ROWS)
         self._codes: Channel[int] = Channel(self._pipeline, 1)  # a window's, once there is one
-        self._pipeline.start("text", self._write)
+        self._pipeline.start(self._write)
         if manner.voice is not None:
-            self._pipeline.start("speech", self._speak)
-            self._pipeline.start("sound", self._sound)
+            self._pipeline.start(self._speak)
+            self._pipeline.start(self._sound)
 
     @property
     def tokens(self) -> list[int]:
@@ -192,17 +196,16 @@ class Reply(Iterator[Event]):
             self._finish()
 
     def _speak(self) -> None:
-        """Make the codes, as many at a time as there are rows for."""
+        """Make the codes, one for each row, and the rest when there are no more."""
         talker, check = self._parts.talker, self._pipeline.check
-        rows = self._rows.take()
+        rows = self._rows.take(at_most=1)
         if rows:  # the prompt has been read; nothing is said where no token was read back
             begun = self._clock()
             self._begin_speech()
             while rows:
-                for row in rows:
-                    talker.push(row)
+                talker.push(rows[0])
                 self._put_codes(check)
-                rows = self._rows.take()
+                rows = self._rows.take(at_most=1)  # the others stay where the Thinker counts them
             talker.finish_text()
             self._put_codes(check)
             self._progress.codes_ms = self._since(begun)

@@ -113,6 +113,8 @@ def open_session(graph: Path, settings: SessionSettings, *, accuracy_level: int 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
+    # Within a run, threads wait for work by spinning, which is quickest; between runs the cores are for other stages.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if settings.threads is not None:
         options.intra_op_num_threads = settings.threads
     if accuracy_level is not None:

@@ -77,6 +77,16 @@ class Thinker:
         row: Float32 = _hidden(output.last_hidden_state)[0].astype(np.float32) + embedding
         return row
 
+    def write(self, max_tokens: int) -> list[int]:
+        """Ids of the likeliest tokens until the reply ends, or the limit or the context is reached."""
+        tokens: list[int] = []
+        while not self.is_end(token := int(self._logits.argmax())):
+            tokens.append(token)
+            if len(tokens) == max_tokens or self.decoder.length == self.decoder.context:
+                break
+            self.step(token)
+        return tokens
+
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on; the next thing to do is `prefill`."""
         self.decoder.truncate(length)

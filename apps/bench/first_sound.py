@@ -4,7 +4,8 @@ Input: a loaded bundle → outputs: `Comparison`s. What is compared is measured 
 whatever else the machine does falls on both; a ratio is the median of the ratios of such pairs.
 
 Replies are the same whatever the model would say: a `Scripted` Thinker computes all it does, and then says the words it
-was given. So a random checkpoint, which says anything, can be measured as a trained one.
+was given; an `Untiring` Talker speaks until it is told to stop. So a random checkpoint, which says anything and may end
+at once or never, can be measured as a trained one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from ...runtime.conversation import Conversation
 from ...runtime.events import AudioChunk, TurnEnd
 from ...runtime.omni import Omni
+from ...runtime.talker import Talker
 from ...runtime.thinker import Thinker
 
 Float32 = npt.NDArray[np.float32]
@@ -29,6 +31,8 @@ RATE_HZ = 16_000
 SHORT_S, LONG_S = 1.9, 29.9
 """Questions that end a tenth of a second before a block does, so that both leave as much to encode."""
 SHORT_WORDS, LONG_WORDS = 5, 60
+ANSWER_WORDS, ANSWER_CODES = 15, 250
+"""Five seconds of speech, and about as many words as people say in that time."""
 _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero"]
 _PIECE = RATE_HZ // 10
 
@@ -89,10 +93,25 @@ class Scripted(Thinker):
         return logits
 
 
+class Untiring(Talker):
+    """A Talker that computes as ever, but never ends by itself."""
+
+    def __init__(self, inner: Talker) -> None:
+        self.__dict__.update(inner.__dict__)
+        self._suppressed = sorted({*inner._suppressed, *inner._stops})
+
+
 def scripted(omni: Omni) -> tuple[Omni, Scripted]:
-    """The same bundle, saying what it is told."""
+    """The same bundle, saying what it is told, for as many codes as it is told."""
     thinker = Scripted(omni.parts.thinker)
-    return Omni(omni.bundle, replace(omni.parts, thinker=thinker)), thinker
+    parts = replace(omni.parts, thinker=thinker, talker=Untiring(omni.parts.talker))
+    return Omni(omni.bundle, parts), thinker
+
+
+def script(omni: Omni, words: int) -> list[int]:
+    """An answer of so many words as tokens: one a word, and the full stop."""
+    text = " ".join(_WORDS[index % len(_WORDS)] for index in range(words)).capitalize() + "."
+    return omni.parts.tokenizer.encode(text)[: words + 1]  # the tests' small vocabulary has more for a word
 
 
 def compare(
@@ -139,9 +158,15 @@ def answer_length(omni: Omni, repeats: int) -> Comparison:
     )
 
 
-def real_time_factor(omni: Omni, questions: Sequence[Float32]) -> float:
+def set_answer(omni: Omni) -> tuple[Conversation, list[Float32]]:
+    """A conversation that gives one answer, `ANSWER_CODES` long, and a question for it."""
+    told, thinker = scripted(omni)
+    thinker.say(script(omni, ANSWER_WORDS))
+    return told.conversation(seed=0, max_codes=ANSWER_CODES), [_murmur(SHORT_S)]
+
+
+def real_time_factor(conversation: Conversation, questions: Sequence[Float32]) -> float:
     """Seconds of work a second of speech takes, from the end of a question to the end of its answer."""
-    conversation = omni.conversation(seed=0)
     worked_s = spoken_s = 0.0
     for samples in questions:
         _listen(conversation, samples)
@@ -159,8 +184,7 @@ def _first_sound_ms(omni: Omni, thinker: Scripted, question_s: float, words: int
     conversation = omni.conversation(seed=0)
     spoken = _murmur(question_s)
     _listen(conversation, spoken[:-_PIECE])
-    text = " ".join(_WORDS[index % len(_WORDS)] for index in range(words)).capitalize() + "."
-    thinker.say(omni.parts.tokenizer.encode(text))
+    thinker.say(script(omni, words))
     started = time.perf_counter()
     conversation.listen(spoken[-_PIECE:])
     elapsed_ms = next(_first_sounds(conversation, started))

@@ -26,8 +26,9 @@ def main() -> None:
     rng, omni = random.Random(0), Omni.load(DEMO_BUNDLE, context=1024, threads=1, solver=Solver("rk4", 3))
     spoken = [read_audio(HELDOUT / item.recording) for item in load() if item.task == "sentences" and item.recording]
     conversation, process = omni.conversation(seed=0), psutil.Process()
-    threads, resident, heard, waited = threading.active_count(), list[int](), 0, list[float]()
-    for _ in tqdm(range(COUNT), desc="interruptions"):
+    threads, heard = threading.active_count(), 0
+    resident, waited_ms = np.ones((2, COUNT))  # in memory from the start: the measurement itself does not grow
+    for turn in tqdm(range(COUNT), desc="interruptions"):
         conversation.listen(rng.choice(spoken))
         taken, last = 0, rng.choice((0, 9, 12, 15, 30))
         for number, event in enumerate(conversation.respond()):
@@ -36,17 +37,17 @@ def main() -> None:
                 break
         started = time.perf_counter()
         heard += bool(conversation.interrupt(round(rng.random() * taken)))
-        waited.append(1000 * (time.perf_counter() - started))
-        resident.append(process.memory_info().rss)
+        waited_ms[turn] = 1000 * (time.perf_counter() - started)
+        resident[turn] = process.memory_info().rss
     left = threading.active_count()
     conversation.close()
-    settled = np.array(resident[COUNT // 4 :])
+    settled = resident[COUNT // 4 :]
     slope = np.polyfit(np.arange(len(settled)), settled, 1)[0]
     print(f"{COUNT} interruptions, of {heard} something had been heard")
     print(f"threads {threads} before, {left} after; {threading.active_count()} when it was closed")
     print(f"resident memory {resident[0] / 1e6:.1f} MB after the first, {resident[-1] / 1e6:.1f} MB after the last")
     print(f"slope of the last {len(settled)}: {slope / 1e3:+.2f} kB an interruption")
-    print(f"interrupt() took {np.median(waited):.1f} ms, at most {max(waited):.1f} ms")
+    print(f"interrupt() took {np.median(waited_ms):.1f} ms, at most {waited_ms.max():.1f} ms")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
-from nearfield.apps.bench.first_sound import Comparison, answer_length, compare, question_length, scripted
+from nearfield.apps.bench.first_sound import (
+    Comparison,
+    answer_length,
+    compare,
+    question_length,
+    real_time_factor,
+    scripted,
+    set_answer,
+)
 from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.runtime.events import AudioChunk, TurnEnd
 from nearfield.runtime.messages import Text
@@ -37,14 +48,31 @@ def test_each_way_goes_first_every_other_time() -> None:
 def test_the_reply_is_what_was_told(omni: Omni) -> None:
     told, thinker = scripted(omni)
     thinker.say(omni.parts.tokenizer.encode("You said one two three."))
-    conversation = told.conversation(seed=0)
+    conversation = told.conversation(seed=0, max_codes=200)
     conversation.attach(Text("What is two plus two?"))
     events = list(conversation.respond())
     end = events[-1]
     assert isinstance(end, TurnEnd)
     assert (end.text, end.stop_reason) == ("You said one two three.", "end")
     assert any(isinstance(event, AudioChunk) for event in events)
+    assert (end.timing.codes, end.speech_stop_reason) == (200, "max_codes")  # more than these words take
     conversation.close()
+
+
+def test_a_random_model_answers_at_the_length_it_is_told(bundle_3b: Path) -> None:
+    conversation, [question] = set_answer(Omni.load(bundle_3b, threads=1))
+    conversation.listen(question)
+    end = list(conversation.respond())[-1]
+    assert isinstance(end, TurnEnd)
+    assert (end.timing.reply_tokens, end.timing.codes) == (16, 250)
+    conversation.close()
+
+
+def test_work_is_counted_for_a_second_of_speech(omni: Omni) -> None:
+    conversation, questions = set_answer(omni)
+    started = time.perf_counter()
+    factor = real_time_factor(conversation, questions)
+    assert 0 < factor * 5 < time.perf_counter() - started
 
 
 @pytest.mark.parametrize("measure", [question_length, answer_length])

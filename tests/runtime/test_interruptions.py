@@ -25,6 +25,8 @@ from tolerances import CONVERSATION, relative_error
 SPOKEN: npt.NDArray[np.float32] = sound("noise", 40_000, 3)
 CONTEXT = 400
 SYSTEM = "Be brief."
+STAGES = 3
+"""Of a reply, and so the threads that a bundle keeps."""
 
 
 class Model:
@@ -135,11 +137,11 @@ def test_whatever_is_interrupted_is_remembered_as_it_was_heard(bundle_3b: Path, 
         model.check(conversation.history)
         if turn % 25 == 0:
             read_afresh(omni, other, conversation)
-        assert threading.active_count() <= threads + 1  # one may be making room
+        assert threading.active_count() <= threads + STAGES
     assert 20 < taken_back < 230
     assert len(model.turns) > 20
     conversation.close()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads + STAGES
 
 
 def read_afresh(omni: Omni, other: Omni, conversation: Conversation) -> None:

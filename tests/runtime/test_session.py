@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +53,18 @@ def test_bound_memory_is_read_and_written_in_place(graph: Path) -> None:
     np.testing.assert_array_equal(memory.numpy(), 2 * array)
     assert session.memory == Memory("cpu")
     assert session.memory.empty((2, 0, 3), np.float16).shape() == [2, 0, 3]
+
+
+def test_between_runs_a_session_leaves_the_cores_to_others(graph: Path) -> None:
+    session = open_session(graph, SessionSettings(threads=3))
+    many = np.ones(1 << 18, np.float32)  # enough for all three threads
+    idle_ms = []
+    for _ in range(5):
+        session.run({"x": many})
+        started = time.process_time()  # of all threads; 10 ms of spinning, if they were let
+        time.sleep(0.1)
+        idle_ms.append(1000 * (time.process_time() - started))
+    assert median(idle_ms) < 1
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones(graph: Path) -> None:
@@ -180,4 +194,5 @@ def test_threads_and_accuracy_level_reach_onnx_runtime(graph: Path, monkeypatch:
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     open_session(graph, SessionSettings(threads=3), accuracy_level=4)
     open_session(graph, SessionSettings())
-    assert made == [(3, {"session.qdq_matmulnbits_accuracy_level": "4"}), (0, {})]
+    always = {"session.force_spinning_stop": "1"}
+    assert made == [(3, always | {"session.qdq_matmulnbits_accuracy_level": "4"}), (0, always)]
