@@ -6,6 +6,8 @@
     ├── ExportError         a graph and a checkpoint do not fit together
     ├── QuantizationError   weights that cannot be quantized as asked
     ├── DeviceError         a device, its package or its driver is not there
+    │   └── AudioDeviceError    microphone or speaker
+    ├── StoreError          conversations cannot be kept or read back
     └── InputError          what the user gave cannot be used
         ├── AudioError
         ├── ImageError
@@ -39,6 +41,14 @@ class QuantizationError(NearfieldError):
 
 class DeviceError(NearfieldError):
     """A device was asked for whose package, driver or hardware is not there."""
+
+
+class AudioDeviceError(DeviceError):
+    """A microphone or speaker is not there, is not the only one of its name, or gives no sound."""
+
+
+class StoreError(NearfieldError):
+    """Conversations cannot be kept or read back: the file is damaged, newer, busy, or there is no room."""
 
 
 class InputError(NearfieldError):

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ... import __version__
 from ...errors import NearfieldError
-from . import ask, build, demo, doctor, export, inspect, quantize, verify
+from . import ask, build, demo, doctor, export, inspect, quantize, talk, verify
 from .common import Command
 
-_COMMANDS: tuple[Command, ...] = (export, quantize, build, verify, inspect, ask, demo, doctor)
+_COMMANDS: tuple[Command, ...] = (export, quantize, build, verify, inspect, ask, talk, demo, doctor)
 
 _DESCRIPTION = """\
 Qwen2.5-Omni on your own machine: it listens, looks, thinks and speaks, offline, without torch.
@@ -31,6 +31,7 @@ _EPILOG = """\
 what to do first:
   nearfield doctor                                      is everything here that is needed?
   nearfield demo                                        a conversation with Nano, the tiny model that ships with it
+  nearfield talk                                        speak with it yourself (needs: pip install ".[voice]")
   nearfield export Qwen2.5-Omni-3B -o omni-3b           make a bundle (needs: pip install ".[export]")
   nearfield ask omni-3b --audio question.wav --out reply.wav
 

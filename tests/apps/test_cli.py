@@ -18,7 +18,7 @@ from nearfield.apps.cli import ask, common, main, verify
 from nearfield.errors import BundleError, InputError, NearfieldError
 from nearfield.runtime.session import Device
 
-COMMANDS = ("export", "quantize", "build", "verify", "inspect", "ask", "demo", "doctor")
+COMMANDS = ("talk", "export", "quantize", "build", "verify", "inspect", "ask", "demo", "doctor")
 
 
 def exit_code(*argv: str) -> int:

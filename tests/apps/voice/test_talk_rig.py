@@ -1,0 +1,103 @@
+"""`nearfield talk` as people start it, on virtual devices: questions are spoken, the answers are understood."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from audio_rig import RATE_HZ, AudioRig
+from nearfield.apps.cli.common import DEMO_BUNDLE
+from nearfield.nano.questions import HELDOUT, load
+from nearfield.nano.recogniser import Recogniser, word_errors, words
+
+DEMO = DEMO_BUNDLE.parent
+ASKED = (
+    ("question-1.flac", "Seven plus four is eleven."),
+    ("question-2.flac", "Seven plus four is eleven."),  # say that again
+    ("question-1.flac", "Seven plus four is eleven."),
+)
+UNDERSTOOD = 0.85
+"""Share of the words: a recogniser of its own kind makes mistakes of its own; nano's scores have the exact figure."""
+_TALK = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())", "talk"]
+
+
+class Lines:
+    """What a process prints, line by line, as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.seen: list[str] = []
+        self._process = process
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.seen.append(line.rstrip())
+
+    def wait(self, pattern: str, since: int, seconds: float = 60.0) -> str:
+        """The first line since number `since` that holds the pattern."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for line in self.seen[since:]:
+                if re.search(pattern, line):
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"no line like {pattern!r} in {self.seen[since:]}")
+
+
+@contextmanager
+def talking(rig: AudioRig, *options: str) -> Iterator[Lines]:
+    process = subprocess.Popen(
+        [*_TALK, "nano", "--no-store", *options], env=rig.environment, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        lines = Lines(process)
+        lines.wait("^device: microphone", 0)
+        yield lines
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("voice", ["Chelsie", "Ethan"])
+def test_three_spoken_questions_are_answered_aloud(rig: AudioRig, voice: str) -> None:
+    recogniser = Recogniser()
+    errors = total = 0
+    with rig.room_noise(-60.0), talking(rig, "--voice", voice) as lines:
+        time.sleep(1.0)
+        for recording, reply in ASKED:
+            since, start = len(lines.seen), rig.speaker.count
+            rig.say(DEMO / recording).wait()
+            assert lines.wait("nano: ", since) == f"nano: {reply}"
+            assert "waiting for silence" in lines.wait("^timing: ", since)
+            time.sleep(0.5)
+            spoken = rig.speaker.samples(start)
+            audible = np.flatnonzero(np.abs(spoken) > 0.01)
+            heard = recogniser.hear(spoken[audible[0] : audible[-1]], RATE_HZ)
+            errors += word_errors(words(reply), heard)
+            total += len(words(reply))
+    assert 1 - errors / total >= UNDERSTOOD
+
+
+def test_who_speaks_while_it_speaks_is_heard(rig: AudioRig) -> None:
+    longest = max((item for item in load() if item.task == "sentences"), key=lambda item: len(item.reply))
+    assert longest.recording is not None
+    with rig.room_noise(-60.0), talking(rig) as lines:
+        time.sleep(1.0)
+        rig.say(HELDOUT / longest.recording).wait()
+        lines.wait("state: speaking", 0)
+        time.sleep(1.0)
+        since = len(lines.seen)
+        rig.say(DEMO / "question-1.flac").wait()
+        assert "(interrupted)" in lines.wait("^nano: ", since)
+        lines.wait(r"^nano: .*\.$", since)  # to what was said then
