@@ -42,6 +42,8 @@ EAGERNESS = ("low", "medium", "high")
 PUSH_TO_TALK = ("hold", "toggle")
 """`apps.voice.turn_taking.PushToTalk`, but for off."""
 STORE_FILE = "conversations.sqlite"
+_CONTEXT, _NANO_CONTEXT = 8192, 640
+"""Nano was trained on conversations of up to nine turns: longer ones confuse it, so its oldest turns leave early."""
 _SET_ASIDE = "the file of earlier conversations was damaged and is set aside as {}"
 SAVE_FOLDER = Path("conversations")
 """Where the key for it saves when no folder was given."""
@@ -106,8 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         metavar="N",
         type=positive,
-        default=8192,
-        help="positions the model remembers; each takes memory (default: %(default)s)",
+        help=f"positions the model remembers; each takes memory (default: {_CONTEXT}; nano: {_NANO_CONTEXT})",
     )
     parser.add_argument(OVERRIDE, action="store_true", help=OVERRIDE_HELP)
 
@@ -136,11 +137,12 @@ def run(args: argparse.Namespace) -> int:
 
     # All that can be wrong is found before gigabytes are loaded, a missing microphone too.
     bundle = Bundle.open(args.bundle)
+    context = args.context or (_NANO_CONTEXT if args.bundle == DEMO_BUNDLE else _CONTEXT)
     if args.voice is not None:
         bundle.voice(args.voice)
     complete = None if args.smart_turn is None else SmartTurn(args.smart_turn)
     if not args.ignore_memory:
-        workload = Workload(device=args.device, context=args.context, image_pixels=IMAGE_PIXELS)
+        workload = Workload(device=args.device, context=context, image_pixels=IMAGE_PIXELS)
         require_fit(MemoryPlanner.of(bundle), workload)
     if trouble := find_devices(choice).trouble:
         raise AudioDeviceError(trouble)
@@ -149,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     name = model_name(args.bundle)
     if sys.stderr.isatty():
         print(f"loading {name} …", file=sys.stderr)
-    omni = Omni.load(args.bundle, device=args.device, context=args.context)
+    omni = Omni.load(args.bundle, device=args.device, context=context)
     assistant = Assistant(
         omni,
         device,

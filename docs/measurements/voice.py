@@ -45,6 +45,8 @@ Samples = npt.NDArray[np.float32]
 
 ROOM_DB = -60.0
 AUDIBLE = 10 ** (-40 / 20)
+CONTEXT = 640
+"""As `nearfield talk` loads nano."""
 THREADS = 1
 """For each operator, so that a reply's stages and the audio have cores to share."""
 
@@ -268,7 +270,7 @@ def soak(omni: Omni, turns: int = 200) -> None:
 
 def main(names: Sequence[str]) -> None:
     """Measure what is named, or all."""
-    omni = Omni.load(DEMO_BUNDLE, threads=THREADS)
+    omni = Omni.load(DEMO_BUNDLE, threads=THREADS, context=CONTEXT)
     print(f"{os.cpu_count()} cores, {THREADS} thread an operator, eagerness medium")
     for part in (answers, interruptions, echo, soak):
         if not names or part.__name__ in names:
