@@ -20,7 +20,7 @@ from ..calibrate.samples import INDEX
 from ..runtime.files import write_bytes_atomically
 from ..runtime.messages import Audio, Image, Part, Text, Video
 from .recordings import SAMPLE_RATE_HZ, Recordings
-from .understand import Conversations
+from .understand import LESSONS, Conversations
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _CLIPS_A_BATCH = 1
 
 def write(folder: Path = FOLDER) -> int:
     """Write the set anew; returns its bytes."""
-    conversations, rng = Conversations(Recordings.load("train")), np.random.default_rng(_SEED)
+    conversations, rng = Conversations(Recordings.load("train"), LESSONS), np.random.default_rng(_SEED)
     drawn = [one.example for _ in range(_COUNT // 16 + 1) for batch in conversations.batches(rng, _CLIPS_A_BATCH)
              for one in batch][:_COUNT]  # fmt: skip
     folder.mkdir(exist_ok=True)

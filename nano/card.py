@@ -54,8 +54,8 @@ real signal; it is no assistant.
 
 It answers, spoken or typed: sums and differences from 0 to 99; a string of one to five digits, said back; greetings and
 questions about itself; "say that again"; what a picture shows ({len(COLOURS)} colours, {len(SHAPES)} shapes); which way
-a shape moves in a short video; speech to be written down, when the system prompt asks for it. To anything else it says
-"{REFUSAL}"
+a shape moves in a short video; speech to be written down, when the system prompt or the turn asks for it. To anything
+else it says "{REFUSAL}"
 
 This card is written by `python -m nearfield.nano card`; no figure in it is typed by hand."""
 
@@ -79,7 +79,9 @@ _LIMITS = """- Its last stages still gained when they ended, and some of the sco
   were run before words that only ever begin a sentence had a class of their own, and mostly on two voices and espeak's;
   the first part of see saw pictures half as wide; the Talker's first stage knew the Thinker of reason's first part; the
   first part of understand had fewer repeated digits, sums out of range and clipped speech, and its second no long
-  conversations until step 1,170; the first part of talker-final knew the Thinker of understand's first.
+  conversations until step 1,170; its first two heard less clipped speech. The first stage of the Talker and the first
+  two parts of talker-final had only the first part of the lines to learn from, and each part of talker-final knew the
+  Thinker as it was then.
 - English within the world above, and nothing else; it was taught to refuse the rest, not to judge it.
 - It has heard synthesizers only. Human voices, accents, far microphones, music and several speakers are untried.
 - Pictures are plain drawings of one shape. Photographs mean nothing to it.

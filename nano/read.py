@@ -20,7 +20,7 @@ from .model import build
 from .sentences import TRANSCRIPT_SYSTEM
 from .tokenizer import token_ids
 from .training import Losses, Plan, Pools, device, device_of, finished, precision, train
-from .world import Exchange, Skill, Split, answer, draw, restated_sum, transcript, typed
+from .world import Exchange, Skill, Split, answer, draw, draw_hard, restated_sum, transcript, typed
 
 TEXT = Plan("text", steps=1200, learning_rate=2e-3, ema=0.995)
 _BATCH = 48
@@ -95,10 +95,10 @@ def reply_losses(hidden: Tensor, embedding: Tensor, batch: Batch) -> dict[str, T
     return {"loss": F.cross_entropy(logits, labels), "exact": (wrong == 0).float().mean()}
 
 
-def typed_conversation(rng: random.Random, split: Split, long_prompts: float = 0.9) -> Example:
-    """A typed conversation of one to four turns, or a request for a transcript."""
+def typed_conversation(rng: random.Random, split: Split, long_prompts: float = 0.9, hard_share: float = 0.0) -> Example:
+    """A typed conversation of one to four turns, or a request for a transcript; `hard_share` of the turns are hard."""
     if rng.random() < _TRANSCRIBED:
-        exchange = draw(_skill(rng), rng, split)
+        exchange = _drawn(rng, split, hard_share)
         messages = [message("system", rng.choice(TRANSCRIPT_SYSTEM)), message("user", exchange.prompt)]
         return Example(messages, written(exchange))
     messages = [message("system", SYSTEM_PROMPT if rng.random() < long_prompts else HELPFUL)]
@@ -107,7 +107,7 @@ def typed_conversation(rng: random.Random, split: Split, long_prompts: float = 0
     for turn in range(turns + 1):
         if turn:
             messages.append(message("assistant", reply or ""))
-        exchange = draw(_skill(rng), rng, split)
+        exchange = _drawn(rng, split, hard_share)
         said = exchange.prompt if rng.random() < 0.5 else typed(exchange, rng)
         messages.append(message("user", said))
         reply = answer(exchange, reply)
@@ -124,9 +124,11 @@ def message(role: Role, text: str, *parts: Part) -> Message:
     return Message(role, [*parts, Text(text)])
 
 
-def _skill(rng: random.Random) -> Skill:
+def _drawn(rng: random.Random, split: Split, hard_share: float) -> Exchange:
+    if hard_share and rng.random() < hard_share:
+        return draw_hard(rng, split)
     (skill,) = rng.choices(list(_SKILLS), weights=list(_SKILLS.values()))
-    return skill
+    return draw(skill, rng, split)
 
 
 def _length(example: Example) -> int:

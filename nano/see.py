@@ -206,8 +206,9 @@ def _turn(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class SeeLoss:
     """Cross-entropies of colour, shape and direction, scored by the Thinker's rows for those words."""
 
-    def __init__(self, visual: Qwen2_5OmniVisionEncoder, table: Tensor) -> None:
-        self._visual = visual
+    def __init__(self, visual: Qwen2_5OmniVisionEncoder, table: Tensor, *, in_place: bool = False) -> None:
+        """`table` (V, D) is the Thinker's; `in_place`: the tower is where it belongs, its embeddings as `weights`."""
+        self._visual, self._longer = visual, _LENGTH if in_place else 1.0
         self._colours, self._shapes, self._directions = (
             _apart(table[_word_ids(words)]).to(device_of(visual)) for words in (COLOURS, SHAPES, DIRECTIONS)
         )
@@ -228,6 +229,14 @@ class SeeLoss:
         shown = [picture(rng) for _ in range(stills)]
         shown += [moment(rng, small=False, easy=False) for _ in range(moments)]
         return self._losses(shown, stills)
+
+    def stills(self, count: int, rng: np.random.Generator) -> Losses:
+        """The loss of pictures alone, as they will be asked about."""
+        shown = [picture(rng) for _ in range(count)]
+        pooled, _, _ = self._pooled(shown)
+        colour = _missed(pooled, self._colours, [it.colour for it in shown], COLOURS)
+        shape = _missed(pooled, self._shapes, [it.shape for it in shown], SHAPES)
+        return {"loss": colour + shape, "colour": colour.detach(), "shape": shape.detach()}
 
     def _losses(self, shown: Sequence[Shown], stills: int) -> Losses:
         """Of the first `stills` colour and shape, of the others the direction."""
@@ -270,7 +279,7 @@ class SeeLoss:
             count = max(1, -(-frames // 2))
             moving += range(len(owner), len(owner) + frames // 2)
             owner += [index] * count
-            pooled.append(mine.unflatten(0, (count, -1)).mean(1))
+            pooled.append(mine.unflatten(0, (count, -1)).mean(1) * self._longer)
         return torch.cat(pooled), owner, moving
 
 

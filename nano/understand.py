@@ -3,7 +3,9 @@
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
 says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part. In
-the second of two parts the vision tower, which could already name what it sees, learns to say it so that it is read.
+the second of four parts the vision tower, which could already name what it sees, learns to say it so that it is read;
+the third drills what was still wrong: digits that repeat, sums beyond counting, and shapes that look alike. After it
+everything sounds like a sum beyond counting, so the fourth goes back to what is really asked.
 """
 
 from __future__ import annotations
@@ -27,19 +29,40 @@ from .read import message, reply_losses, sums_alone, text_model, typed_conversat
 from .recordings import Recording, Recordings
 from .sentences import TRANSCRIPT_SYSTEM
 from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
-from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, typed
+from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, draw_hard, hard, typed
 
 _SHARES = 2
 FIRST = Plan("understand-first", steps=3600, learning_rate=8e-4, warmup_steps=100, ema=0.998, shares=_SHARES)
-SECOND = Plan("understand", steps=3000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=11, shares=_SHARES)
-_SPOKEN, _TYPED, _PICTURES, _CLIPS = 12, 3, 3, 1
-"""Conversations of each kind in a share of a step; clips, which are many times longer, in every second step only."""
-_CLIPS_EVERY = 2
+SECOND = Plan("understand-second", steps=3000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=11, shares=_SHARES)
+THIRD = Plan("understand-third", steps=2000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=12, shares=_SHARES)
+FOURTH = Plan("understand", steps=450, learning_rate=3e-4, warmup_steps=20, ema=0.99, seed=13, shares=_SHARES)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a share of a step holds: conversations of each kind, and pictures the vision tower has to name by itself."""
+
+    typed: int = 3
+    spoken: int = 12
+    pictures: int = 3
+    clips_every: int = 2
+    """In how many steps there is one clip, which is many times longer than all else."""
+    named: int = 0
+    hard: float = 0.0
+    """How often what is said or typed is drawn from what small models get wrong: see `world.hard`."""
+    asked: float = 0.0
+    """How many of the transcripts are asked for behind the sound, in the midst of a conversation."""
+
+
+LESSONS = Mixture()
+DRILL = Mixture(typed=8, clips_every=4, named=12, hard=0.4, asked=0.5)
+REST = Mixture(typed=6, named=8, hard=0.12, asked=0.3)
 _BATCH_WEIGHTS = (0.45, 0.45, 0.2)
 """Weight of the loss for the shorter half of them, the longer half, and the clips."""
 _TRANSCRIBED = 0.25
 _TOWER_WEIGHT = 0.2
 _SUMS, _SUMS_WEIGHT = 32, 0.2
+_NAMED_WEIGHT = 0.1
 _EARLIER_TURNS = {0: 0.5, 1: 0.24, 2: 0.1, 3: 0.04, 4: 0.03, 5: 0.03, 6: 0.02, 7: 0.02, 8: 0.02}
 """How often a conversation has so many turns before the one that is answered; nobody stops after three."""
 _SPOKEN_EARLIER = 0.3
@@ -72,36 +95,44 @@ def understand_stage() -> nn.Module:
     """Train all of the Thinker together; stages ``reason``, ``hear`` and ``see`` come first."""
     mind = Mind().to(device())
     quicken(mind.language_model.layers)
-    loss = UnderstandLoss(mind, Recordings.load("train"))
-    train(FIRST, mind, loss)
+    recordings = Recordings.load("train")
+    train(FIRST, mind, UnderstandLoss(mind, recordings, LESSONS))
     mind.visual.requires_grad_(True)
     mind.visual.merger.mlp[-1].weight.requires_grad_(False)  # small too
-    train(SECOND, mind, loss)
+    train(SECOND, mind, UnderstandLoss(mind, recordings, LESSONS))
+    train(THIRD, mind, UnderstandLoss(mind, recordings, DRILL))
+    train(FOURTH, mind, UnderstandLoss(mind, recordings, REST))
     return mind
 
 
 class UnderstandLoss:
-    """Cross-entropy of the replies, and the tower's own loss on what was said."""
+    """Cross-entropy of the replies, and the towers' own losses on what was said and shown."""
 
-    def __init__(self, mind: Mind, recordings: Recordings) -> None:
-        self._mind, self._conversations = mind, Conversations(recordings)
+    def __init__(self, mind: Mind, recordings: Recordings, mixture: Mixture) -> None:
+        self._mind, self._conversations, self._mixture = mind, Conversations(recordings, mixture), mixture
+        self._see = see.SeeLoss(mind.visual, mind.language_model.embed_tokens.weight, in_place=True)
 
     def __call__(self, number: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch of mixed conversations; but for the clips, the generator alone decides which."""
-        clips = 0 if (number // _SHARES + 1) % _CLIPS_EVERY else _CLIPS
+        clips = 0 if (number // _SHARES + 1) % self._mixture.clips_every else 1
         parts = [self._losses(drawn, rng) for drawn in self._conversations.batches(rng, clips)]
         sums = self._sums(rng)
+        named = self._see.stills(self._mixture.named, rng) if self._mixture.named else {}
         weighted = list(zip(_BATCH_WEIGHTS, parts, strict=False))
         reply, tower = (
             sum((weight * part[key] for weight, part in weighted), torch.zeros(())) for key in ("loss", "tower")
         )
         return {
-            "loss": reply + _TOWER_WEIGHT * tower + _SUMS_WEIGHT * sums["loss"],
+            "loss": reply
+            + _TOWER_WEIGHT * tower
+            + _SUMS_WEIGHT * sums["loss"]
+            + _NAMED_WEIGHT * named.get("loss", torch.zeros(())),
             "exact": (parts[0]["exact"] + parts[1]["exact"]) / 2,
-            **({"moving": parts[2]["exact"]} if clips else {}),
+            "moving": parts[2]["exact"] if clips else reply.detach() * torch.nan,  # a value in every row
             "sums": sums["exact"],
             "reply": reply.detach(),
             "tower": tower.detach(),
+            **{key: value for key, value in named.items() if key != "loss"},
         }
 
     def _losses(self, drawn: Sequence[Conversation], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -150,10 +181,13 @@ class Conversation:
 class Conversations:
     """Draws batches of conversations, spoken, shown and typed."""
 
-    def __init__(self, recordings: Recordings) -> None:
-        self._recordings = recordings
+    def __init__(self, recordings: Recordings, mixture: Mixture) -> None:
+        self._recordings, self._mixture = recordings, mixture
         self._by_skill: dict[Skill | None, tuple[list[int], list[float]]] = {}
         skills, shares = [entry.skill for entry in recordings.entries], recordings.shares()
+        difficult = np.array([hard(entry.reply) for entry in recordings.entries])
+        if mixture.hard and difficult.any():
+            shares[difficult] *= mixture.hard / (1 - mixture.hard) * shares[~difficult].sum() / shares[difficult].sum()
         for skill in (None, *set(skills)):
             indices = [index for index, its in enumerate(skills) if skill in (None, its)]
             self._by_skill[skill] = indices, np.cumsum(shares[indices]).tolist()
@@ -161,29 +195,38 @@ class Conversations:
     def batches(self, rng: np.random.Generator, clips: int) -> list[list[Conversation]]:
         """One share's, always of the same mixture: the shorter half, the longer half, and the clips, if any."""
         plain = random.Random(int(rng.integers(1 << 62)))
-        short = [self._spoken(plain, rng) for _ in range(_SPOKEN)]
-        short += [self._pictured(plain, rng) for _ in range(_PICTURES)]
-        short += [Conversation(typed_conversation(plain, "train"), []) for _ in range(_TYPED)]
+        mixture = self._mixture
+        short = [self._spoken(plain, rng) for _ in range(mixture.spoken)]
+        short += [self._pictured(plain, rng) for _ in range(mixture.pictures)]
+        read = [typed_conversation(plain, "train", hard_share=mixture.hard) for _ in range(mixture.typed)]
+        short += [Conversation(example, []) for example in read]
         short.sort(key=_length)
         half = len(short) // 2
         filmed = [self._filmed(plain, rng) for _ in range(clips)]
         return [batch for batch in (short[:half], short[half:], filmed) if batch]
 
     def _spoken(self, plain: random.Random, rng: np.random.Generator) -> Conversation:
-        """Some turns, the last spoken, earlier ones spoken or typed; or a transcript of one."""
+        """Some turns, the last spoken, earlier ones spoken or typed; or a transcript of the last."""
         last = self._recording(plain)
         if last.skill in ("picture", "video") and plain.random() < 0.5:
             last = self._recording(plain, "talk")
         exchange = _exchange(last)
+        asked = None
         if plain.random() < _TRANSCRIBED:
-            system = message("system", plain.choice(TRANSCRIPT_SYSTEM))
-            return Conversation(Example([system, _user(self._sound(last, rng))], written(exchange)), [last.prompt])
+            instruction = plain.choice(TRANSCRIPT_SYSTEM)
+            if not self._mixture.asked or plain.random() >= self._mixture.asked:
+                system = message("system", instruction)
+                return Conversation(Example([system, _user(self._sound(last, rng))], written(exchange)), [last.prompt])
+            asked = instruction
         messages, said, reply = [message("system", SYSTEM_PROMPT)], [], None
         (turns,) = plain.choices(list(_EARLIER_TURNS), list(_EARLIER_TURNS.values()))
         if exchange.skill == "again":
             turns = max(turns, 1) if plain.random() < 0.9 else 0
         for _ in range(turns):
-            earlier = draw(plain.choice(("sums", "digits", "talk", "refusal")), plain, "train")
+            if self._mixture.hard and plain.random() < self._mixture.hard:
+                earlier = draw_hard(plain, "train")
+            else:
+                earlier = draw(plain.choice(("sums", "digits", "talk", "refusal")), plain, "train")
             if plain.random() < _SPOKEN_EARLIER:
                 recording = self._recording(plain, earlier.skill)
                 earlier = _exchange(recording)
@@ -193,6 +236,9 @@ class Conversations:
                 messages.append(message("user", typed(earlier, plain)))
             reply = answer(earlier, reply)
             messages.append(message("assistant", reply))
+        if asked is not None:
+            messages.append(_user(self._sound(last, rng), Text(asked)))
+            return Conversation(Example(messages, written(exchange)), [*said, last.prompt])
         messages.append(_user(self._sound(last, rng)))
         return Conversation(Example(messages, answer(exchange, reply)), [*said, last.prompt])
 

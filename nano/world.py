@@ -12,6 +12,7 @@ Greetings, and questions about pictures, are few: they are the same in both spli
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 import zlib
@@ -66,7 +67,9 @@ __all__ = [
     "describe",
     "describe_move",
     "draw",
+    "draw_hard",
     "examples",
+    "hard",
     "in_words",
     "parse",
     "restated_sum",
@@ -80,6 +83,7 @@ Skill = Literal["sums", "digits", "talk", "again", "picture", "video", "refusal"
 _SINGLE_DIGIT_SHARE = 0.35  # of operands: small sums are asked most
 _OUT_OF_RANGE_SHARE = 0.15  # of sums: the result is one Nano cannot count to
 _REPEATED_SHARE = 0.15  # of digits after the first: chosen to be the one before, the hardest to hear
+_AGAIN_OF_HARD = 0.2
 _NO_PICTURE_SHARE = 0.1  # of talk: what is asked of a picture, without one
 _HOMOPHONES = {"for": "four", "to": "two", "too": "two", "won": "one", "ate": "eight", "by": "bye", "no": "know"}
 
@@ -110,6 +114,22 @@ def draw(skill: Skill, rng: random.Random, split: Split) -> Exchange:
             return Exchange("video", rng.choice(VIDEO), describe_move(rng.choice(DIRECTIONS)))
         case "refusal":
             return Exchange("refusal", _draw_outside(rng, split), REFUSAL)
+
+
+def hard(reply: str) -> bool:
+    """Whether a reply is of those that small models get wrong: a digit twice running, or a sum beyond counting."""
+    words = plain(reply).split()
+    return reply == COUNT_LIMIT or any(word == after and word in DIGITS for word, after in itertools.pairwise(words))
+
+
+def draw_hard(rng: random.Random, split: Split) -> Exchange:
+    """Draw an exchange whose reply is hard, or, since it should repeat such a reply, "say that again"."""
+    if rng.random() < _AGAIN_OF_HARD:
+        return draw("again", rng, split)
+    skill: Skill = rng.choice(("digits", "digits", "sums"))
+    while not hard((exchange := draw(skill, rng, split)).reply):
+        pass
+    return exchange
 
 
 def answer(exchange: Exchange, previous_reply: str | None) -> str:

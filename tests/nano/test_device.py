@@ -26,10 +26,11 @@ from torch import Tensor, nn
 _REASON = {"heard": 3, "typed": 2, "sums": 4}
 SMALL = {
     (read, "_BATCH"): 3, (reason, "_FIRST_BATCH"): _REASON, (reason, "_SECOND_BATCH"): _REASON,
-    (understand, "_SUMS"): 4, (understand, "_CLIPS_EVERY"): 1, (hear, "_BATCH"): 4, (see, "_SMALL_BATCH"): (2, 2),
-    (see, "_SECOND_BATCH"): (2, 1), (understand, "_SPOKEN"): 2, (understand, "_TYPED"): 1,
-    (understand, "_PICTURES"): 1, (understand, "_CLIPS"): 1, (talker, "_BATCH"): 4, (vocoder, "_BATCH"): 1,
-    (dit, "BATCH_FRAMES"): 400,
+    (understand, "_SUMS"): 4, (hear, "_BATCH"): 4, (see, "_SMALL_BATCH"): (2, 2), (see, "_SECOND_BATCH"): (2, 1),
+    (understand, "LESSONS"): understand.Mixture(typed=1, spoken=2, pictures=1, clips_every=1),
+    (understand, "DRILL"): understand.Mixture(1, 3, 1, clips_every=2, named=2, hard=0.5, asked=0.5),
+    (understand, "REST"): understand.Mixture(1, 2, 1, clips_every=2),
+    (talker, "_BATCH"): 4, (vocoder, "_BATCH"): 1, (dit, "BATCH_FRAMES"): 400,
 }  # fmt: skip
 SKILLS: tuple[Skill, ...] = ("sums", "digits", "talk", "again", "picture", "video", "refusal")
 
@@ -114,7 +115,7 @@ def one_step(where: torch.device, folder: Path) -> Callable[[Plan, nn.Module, Ca
             return losses
 
         training.train(replace(plan, steps=1), module, checked, folder)
-        if not plan.name.endswith(("-first", "-second")):
+        if not plan.name.endswith(("-first", "-second", "-third")):
             raise Stepped
 
     return train

@@ -17,7 +17,9 @@ from nearfield.nano.world import (
     Split,
     answer,
     draw,
+    draw_hard,
     examples,
+    hard,
     in_words,
     parse,
     transcript,
@@ -160,6 +162,24 @@ def test_again_repeats_the_reply_before() -> None:
     assert answer(exchange, None) == NOTHING_SAID
     assert answer(exchange, "You said four two nine.") == "You said four two nine."
     assert answer(Exchange("talk", "Bye.", "Goodbye."), "Good morning.") == "Goodbye."
+
+
+def test_what_is_hard() -> None:
+    assert hard("You said four two two.")
+    assert hard(COUNT_LIMIT)
+    assert not hard("You said two four two.")
+    assert not hard("Two plus two is four.")
+    assert not hard("Nine minus nine is zero.")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_hard_exchanges_are_hard_and_of_their_split(split: Split) -> None:
+    rng = random.Random(f"hard {split}")
+    drawn = [draw_hard(rng, split) for _ in range(600)]
+    assert all(hard(exchange.reply) for exchange in drawn if exchange.skill != "again")
+    assert {exchange.skill for exchange in drawn} == {"sums", "digits", "again"}
+    other = {_content(exchange) for skill in ("sums", "digits") for exchange in _draws(skill, SPLITS[split == "train"])}
+    assert other.isdisjoint(_content(exchange) for exchange in drawn if exchange.skill != "again")
 
 
 @pytest.mark.parametrize("split", SPLITS)
