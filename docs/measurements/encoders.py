@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -59,6 +59,11 @@ class Noise(Reader):
         """Return noise that no other tensor has, about ±1/√fan-in."""
         self.counts[self.component] += int(np.prod(shape))
         return (self.random.random(shape, np.float32) - np.float32(0.5)) * np.float32(0.07)
+
+    def rows(self, name: str, shape: Sequence[int], rows_at_once: int) -> Iterator[tuple[int, Array]]:
+        """Yield blocks of noise, for INT4 layers."""
+        for start in range(0, shape[0], rows_at_once):
+            yield start, self.read(name, (min(rows_at_once, shape[0] - start), *shape[1:]))
 
 
 def peak_gib() -> float:

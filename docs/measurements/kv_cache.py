@@ -19,7 +19,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -217,19 +217,10 @@ def attention_graph(style: Style, config: DecoderConfig, cache: CacheShape) -> C
     return ComponentGraph("thinker", build(root, style, "attention", inputs, outputs), root, "")
 
 
-class Weights(Noise):
-    """Noise for INT4 layers too, which are read in blocks."""
-
-    def rows(self, name: str, shape: Sequence[int], rows_at_once: int) -> Iterator[tuple[int, Array]]:
-        """Yield blocks of noise."""
-        for start in range(0, shape[0], rows_at_once):
-            yield start, self.read(name, (min(rows_at_once, shape[0] - start), *shape[1:]))
-
-
 def open_graph(component: ComponentGraph, folder: Path) -> Session:
     """Write with noise for weights and load, with a cache that will be noise."""
     folder.mkdir()
-    write_component(component, Weights(), folder)
+    write_component(component, Noise(), folder)
     session = open_session(folder / f"{component.name}.onnx", SessionSettings(threads=THREADS))
     session.memory = NoisyMemory("cpu")
     return session

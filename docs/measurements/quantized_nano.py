@@ -2,31 +2,44 @@
 
     python docs/measurements/quantized_nano.py > docs/measurements/quantized_nano.txt
 
+draws docs/measurements/quantized_nano.png as well: perplexity by method, and the error of every Linear.
+
 Thinker and Talker at 4 bits in groups of 128, calibrated on nano/calibration; everything else, and the first line's
 decoders, in float32, INT4 products with int8 activations as deployed. Answers: the exact ones among all typed, spoken
-and shown held-out items (`nano/heldout`). Words: those of the spoken replies that pocketsphinx recognises, both voices.
+and shown held-out items (`nano/heldout`). Perplexity: of the right replies to them, token by token. Words: those of the
+spoken replies that pocketsphinx recognises, both voices.
 Needs the extra `[train]`.
 """
 
+import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
+from nearfield.calibrate.assemble import REPORT
 from nearfield.calibrate.quantize import Settings, quantize_checkpoint
 from nearfield.calibrate.samples import read_samples
 from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.nano.calibration import FOLDER
 from nearfield.nano.evaluate import AIMS, CHECKPOINT, MAX_TOKENS, THREADS, Answerer, Judge, listened
-from nearfield.nano.questions import load
+from nearfield.nano.questions import Item, load, messages
 from nearfield.nano.recogniser import Recogniser
+from nearfield.runtime.encoders import encode_part
 from nearfield.runtime.events import TurnEnd
+from nearfield.runtime.history import History, Piece
 from nearfield.runtime.messages import Message
 from nearfield.runtime.omni import Omni
+from nearfield.runtime.prompt import build_prompt, media_parts, media_size
+from nearfield.runtime.reading import Reader
 
 METHODS = ("float32", "rtn", "awq", "gptq", "awq-gptq")
 TEXT = ("sentences", "voices", "typed", "again", "picture", "video", "refusal")
+DRAWING = Path(__file__).with_suffix(".png")
 
 
 def bundle_of(method: str, folder: Path) -> Path:
@@ -50,10 +63,58 @@ def answerer(omni: Omni) -> Answerer:
     return answer
 
 
+def surprise(omni: Omni, item: Item) -> list[float]:
+    """Of each token of the right reply to an item, its end too: −log of the probability the Thinker gave it."""
+    manifest, parts = omni.bundle.manifest, omni.parts
+    asked = messages(item)
+    media = media_parts(asked)
+    sizes = [media_size(part, manifest.audio, manifest.vision) for part in media]
+    prompt = build_prompt(asked, sizes, parts.tokenizer, manifest.tokens, manifest.vision)
+    history = History()
+    encoded = [encode_part(part, parts.audio_encoder, parts.vision_encoder) for part in media]
+    history.append(Piece.of(prompt, encoded, turn=0))
+    Reader(parts.thinker, None).catch_up(history)
+    nats = []
+    for token in [*parts.tokenizer.encode(item.reply), manifest.thinker.eos_token_ids[0]]:
+        logits = parts.thinker.logits[0].astype(np.float64)
+        nats.append(float(np.logaddexp.reduce(logits) - logits[token]))
+        parts.thinker.step(token)
+    return nats
+
+
+def draw(perplexity: dict[str, float], errors: dict[str, dict[str, float]]) -> None:
+    """Perplexity by method on the left, the error of every Linear on the right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(1, 2), layout="constrained")
+    left.bar(list(perplexity), list(perplexity.values()), color="#4477aa")
+    left.set_ylim(1, 1 + 1.25 * (max(perplexity.values()) - 1))
+    left.bar_label(left.containers[0], fmt="%.4f", fontsize=8)
+    left.set_title("perplexity of the right replies")
+    for method, by_linear in errors.items():
+        right.semilogy(list(by_linear.values()), marker=".", label=method)
+    right.set_xticks(range(len(by_linear)), list(by_linear), rotation=90, fontsize=6)
+    right.set_title("share of each Linear's output energy that 4 bits change")
+    right.legend()
+    figure.savefig(DRAWING, dpi=110)
+
+
+def linear_errors(folder: Path) -> dict[str, float]:
+    """Part, layer and Linear → error, from the report a quantized checkpoint holds."""
+    errors = json.loads((folder / f"{REPORT}.json").read_text(encoding="utf-8"))["errors"]
+    return {
+        f"{part} {layer} {name}": error
+        for part, layers in errors.items()
+        for layer, linears in layers.items()
+        for name, error in linears.items()
+    }
+
+
 def main() -> None:
     """Print a line a method."""
+    perplexity: dict[str, float] = {}
+    errors: dict[str, dict[str, float]] = {}
     items = {task: [item for item in load() if item.task == task] for task in AIMS}
-    print(f"{'method':<10} {'answers':>16} {'':>6} {'transcripts':>12} {'words spoken':>13} {'quantized in':>13}")
+    names = f"{'transcripts':>12} {'words spoken':>13} {'perplexity':>11} {'quantized in':>13}"
+    print(f"{'method':<10} {'answers':>16} {'':>6} {names}")
     with tempfile.TemporaryDirectory() as folder:
         for method in METHODS:
             started = time.perf_counter()
@@ -67,12 +128,17 @@ def main() -> None:
                 judge.heard("speech", voice, listened(omni, voice, items["speech"], Recogniser(), []))
                 for voice in omni.voices
             ]
+            nats = [nat for task in TEXT for item in items[task] for nat in surprise(omni, item)]
+            perplexity[method] = math.exp(sum(nats) / len(nats))
+            if method != "float32":
+                errors[method] = linear_errors(Path(folder) / method)
             words = sum(score.right for score in heard) / sum(score.total for score in heard)
             print(
                 f"{method:<10} {right:>8} of {total:>4} {100 * right / total:>5.1f}% {100 * written.share:>11.1f}% "
-                f"{100 * words:>12.1f}% {took:>11.0f} s",
+                f"{100 * words:>12.1f}% {perplexity[method]:>11.4f} {took:>11.0f} s",
                 flush=True,
             )
+    draw(perplexity, errors)
 
 
 if __name__ == "__main__":
