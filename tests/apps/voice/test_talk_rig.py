@@ -23,8 +23,8 @@ ASKED = (
     ("question-2.flac", "Seven plus four is eleven."),  # say that again
     ("question-1.flac", "Seven plus four is eleven."),
 )
-UNDERSTOOD = 0.85
-"""Share of the words: a recogniser of its own kind makes mistakes of its own; nano's scores have the exact figure."""
+UNDERSTOOD = 0.6
+"""Share of the words. Speech is drawn, and one draw may go wrong; `make nano-eval` has the exact share."""
 _TALK = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())", "talk"]
 
 
