@@ -196,11 +196,15 @@ def test_three_steps_of_rk4_are_near_the_references_nine_and_as_many_evaluations
 
 
 @pytest.mark.parametrize("voice", ["Chelsie", "Ethan"])
-def test_speech_in_windows_is_understood(nano: Nano, voice: str) -> None:
-    codes, plan = nano.codes[voice], WindowPlan.streaming(nano.settings)
-    sound = stream(nano.open(solver=SHORT), codes, nano.voices[voice], [5] * (len(codes) // 5 + 1), plan)
-    assert len(sound) == 480 * len(codes)
-    assert word_errors(words(TEXT), Recogniser().hear(sound, 24_000)) <= 1
+def test_speech_in_windows_is_understood_as_the_whole_is(nano: Nano, voice: str) -> None:
+    codes, recogniser = nano.codes[voice], Recogniser()
+    heard = []
+    for plan in (WHOLE, WindowPlan.streaming(nano.settings)):
+        sound = stream(nano.open(solver=SHORT), codes, nano.voices[voice], [5] * (len(codes) // 5 + 1), plan)
+        assert len(sound) == 480 * len(codes)
+        heard.append(recogniser.hear(sound, 24_000))
+    assert word_errors(*heard) <= 1
+    assert word_errors(words(TEXT), heard[0]) <= 3  # what the Talker drew is not at stake here
 
 
 @given(
