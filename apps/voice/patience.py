@@ -36,7 +36,7 @@ class Patience:
     """Goes on after a pause."""
     begin: Voiced = Voiced(160, 320)
     """Begins a turn, or goes on when the turn already counted as over."""
-    hold: Voiced = Voiced(64, 96)
+    hold: Voiced = Voiced(96, 160)
     """Makes a reply fall silent."""
     interrupt: Voiced = Voiced(448, 800)
     """Ends a reply. No span may be longer than this one."""

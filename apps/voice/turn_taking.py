@@ -11,7 +11,7 @@ clock, a thread or a device.
                               └────────────────────────── Interrupt ───────────────── DOUBTFUL
 
 **A cough, or a sentence?** An onset alone does not tell them apart, so what counts everywhere is voiced time within a
-short span (`Voiced`), each question with its own. While the reply plays, the first 64 ms of voice only hold it: that is
+short span (`Voiced`), each question with its own. While the reply plays, the first 96 ms of voice only hold it: that is
 what makes an interruption feel immediate. Then it must go on: 448 ms of voice within 800 ms are a sentence, and the
 reply is dropped. A cough, a door, a single short word stay below; most noises are no voice to the detector at all.
 
