@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ from .samples import Sample
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Array]
+T = TypeVar("T")
 
 REPLIES = 16
 """Replies that the DiT is calibrated on: a solution costs 36 evaluations."""
@@ -78,11 +79,7 @@ def audio_given(
 
     session = open_component(checkpoint, _audio_front(config), folder, threads)
     hearing = AudioEncoder(_Recording(session, take), Front.read(checkpoint.path, checkpoint.config).audio, "float32")
-    for done, (_, _, sound) in enumerate(sounds):
-        progress("hearing", done, len(sounds))
-        hearing.hear(sound)
-        yield from given
-        given.clear()
+    yield from _each(sounds, hearing.hear, given, "hearing", progress)
 
 
 def vision_given(
@@ -102,9 +99,20 @@ def vision_given(
 
     session = open_component(checkpoint, _vision_front(config), folder, threads)
     sight = VisionEncoder(_Recording(session, take), Front.read(checkpoint.path, checkpoint.config).vision, "float32")
-    for done, (_, _, picture) in enumerate(shown):
-        progress("seeing", done, len(shown))
-        sight.see(picture)
+    yield from _each(shown, sight.see, given, "seeing", progress)
+
+
+def _each(
+    media: Sequence[tuple[int, int, T]],
+    encode: Callable[[T], object],
+    given: list[Given],
+    doing: str,
+    progress: Progress,
+) -> Iterator[Given]:
+    """Encode one after the other; yields what its graph was given for each, which comes to stand in `given`."""
+    for done, (_, _, part) in enumerate(media):
+        progress(doing, done, len(media))
+        encode(part)
         yield from given
         given.clear()
 

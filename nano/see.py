@@ -234,16 +234,19 @@ class SeeLoss:
         """The loss of pictures alone, as they will be asked about."""
         shown = [picture(rng) for _ in range(count)]
         pooled, _, _ = self._pooled(shown)
-        colour = _missed(pooled, self._colours, [it.colour for it in shown], COLOURS)
-        shape = _missed(pooled, self._shapes, [it.shape for it in shown], SHAPES)
+        colour, shape = self._unnamed(pooled, shown)
         return {"loss": colour + shape, "colour": colour.detach(), "shape": shape.detach()}
+
+    def _unnamed(self, pooled: Tensor, shown: Sequence[Shown]) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of the colours and the shapes of pictures with the mean embeddings `pooled (N, D)`."""
+        colours, shapes = [it.colour for it in shown], [it.shape for it in shown]
+        return _missed(pooled, self._colours, colours, COLOURS), _missed(pooled, self._shapes, shapes, SHAPES)
 
     def _losses(self, shown: Sequence[Shown], stills: int) -> Losses:
         """Of the first `stills` colour and shape, of the others the direction."""
         pooled, _, _ = self._pooled(shown)
         still, moving = pooled[:stills], pooled[stills:]  # what moves is too small for its shape to be asked for
-        colour = _missed(still, self._colours, [it.colour for it in shown[:stills]], COLOURS)
-        shape = _missed(still, self._shapes, [it.shape for it in shown[:stills]], SHAPES)
+        colour, shape = self._unnamed(still, shown[:stills])
         direction = _missed(moving, self._directions, [str(it.direction) for it in shown[stills:]], DIRECTIONS)
         parts = {"colour": colour.detach(), "shape": shape.detach(), "direction": direction.detach()}
         return {"loss": colour + shape + direction, **parts}

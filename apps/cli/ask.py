@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...errors import ContextLimitError
-from .common import BUNDLE_HELP, IMAGE_PIXELS, bundle_path, check_outputs
+from .common import BUNDLE_HELP, CONTEXT, IMAGE_PIXELS, bundle_path, check_outputs
 from .memory import OVERRIDE, OVERRIDE_HELP, require_fit
 
 NAME = "ask"
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         metavar="N",
         type=positive,
-        default=8192,
+        default=CONTEXT,
         help="most positions question and answer may take; each takes memory (default: %(default)s)",
     )
     parser.add_argument(OVERRIDE, action="store_true", help=OVERRIDE_HELP)

@@ -40,6 +40,8 @@ DEMO_QUESTIONS = (
 )
 """In the order they are asked; the second asks for the reply to the first. nano/demo_recordings.py makes the files."""
 
+CONTEXT = 8192
+"""Positions the model remembers unless told otherwise: `runtime.parts.CONTEXT`, not imported for a quick help."""
 IMAGE_PIXELS = 1280 * 28 * 28
 """Images are scaled down to this many pixels unless told otherwise: 1280 positions. A photograph would take 16 000."""
 

@@ -1,7 +1,6 @@
 """Which microphones and speakers there are, and which of them a choice means, known before a model is loaded.
 
-It is asked in a process of its own: PortAudio can hang, it would keep the list it read first, and the libraries under
-it write to standard error.
+It is asked in a process of its own: voice/apart.py says why.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import sys
 from dataclasses import asdict, dataclass
 
 from ...errors import AudioDeviceError
+from ..voice.apart import needs_portaudio, run_module
 from ..voice.wire import DeviceChoice
-from .common import install_command
 
 _TIMEOUT_S = 20.0
-_ASKED = ("-P", "-X", "utf8", "-m", __name__)
-"""How Python runs this file; -P: nothing in the current directory can pass for a module."""
-_NO_LIBRARY = "no PortAudio; on Debian and Ubuntu: apt install libportaudio2"
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,7 @@ def find_devices(choice: DeviceChoice, *, timeout_s: float = _TIMEOUT_S) -> Devi
     """Look for the devices. Raises `AudioDeviceError` when nobody can say which there are."""
     wanted = json.dumps([choice.microphone, choice.speaker])
     try:
-        ended = subprocess.run(
-            [sys.executable, *_ASKED, wanted],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            timeout=timeout_s,
-            check=False,
-        )
+        ended = run_module(__name__, wanted, timeout_s=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise AudioDeviceError("the sound system does not respond; restart it, or the computer") from error
     if ended.returncode != 0:
@@ -68,12 +56,8 @@ def listing(devices: Devices) -> str:
 
 def _find_here(choice: DeviceChoice) -> Devices:
     """Look in this process. Raises `AudioDeviceError` where a package or a library is missing."""
-    try:
+    with needs_portaudio():
         from ..voice import device_names, pulse
-    except ModuleNotFoundError as error:
-        raise AudioDeviceError(f"no sounddevice; {install_command('voice')}") from error
-    except OSError as error:  # its wheels hold PortAudio for Windows and macOS only
-        raise AudioDeviceError(_NO_LIBRARY) from error
     server = pulse.look()
     wanted: dict[device_names.Kind, str | None] = {"microphone": choice.microphone, "speaker": choice.speaker}
     used, troubles = dict[str, str](), list[str]()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ContextLimitError
 from .ask import DEVICES, positive
-from .common import BUNDLE_HELP, bundle_path, heard_seconds, size, table
+from .common import BUNDLE_HELP, CONTEXT, bundle_path, heard_seconds, size, table
 
 if TYPE_CHECKING:
     from ...runtime.bundle import Bundle
@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="also compare the hash of every file")
     memory = parser.add_argument_group("the memory plan")
     memory.add_argument(
-        "--context", metavar="N", type=positive, help="positions of the conversation (default: 8192, or all there are)"
+        "--context",
+        metavar="N",
+        type=positive,
+        help=f"positions of the conversation (default: {CONTEXT}, or all there are)",
     )
     memory.add_argument(
         "--video-seconds", metavar="S", type=seconds, default=0.0, help="length of a video in it (default: none)"
@@ -88,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
 def memory_plan(bundle: Bundle, args: argparse.Namespace) -> MemoryPlan:
     """The plan for what the arguments ask for. Raises `InputError` for a context that cannot be."""
     from ...runtime.memory_plan import MemoryPlanner, Workload
-    from ...runtime.parts import CONTEXT
 
     context = min(CONTEXT, bundle.manifest.thinker.max_positions) if args.context is None else args.context
     workload = Workload(device=args.device, context=context, video_seconds=args.video_seconds)

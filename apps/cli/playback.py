@@ -1,7 +1,6 @@
 """A sound file → the speaker, waiting until it has been heard; or the reason why it could not be.
 
-Sound is played by a process of its own: PortAudio can hang when a device sleeps or goes, in opening, stopping and
-closing alike, and the libraries under it write to standard error. A process can be ended, and its errors go nowhere.
+Sound is played by a process of its own: voice/apart.py says why.
 """
 
 from __future__ import annotations
@@ -13,27 +12,18 @@ from pathlib import Path
 import soundfile
 import soxr
 
-from .common import install_command
+from ...errors import AudioDeviceError
+from ..voice.apart import needs_portaudio, run_module
 
 _GRACE_SECONDS = 10.0
 """Time to start the process and open the device, beyond the length of the sound."""
-_PLAYER = ("-P", "-X", "utf8", "-m", __name__)
-"""How Python runs this file as the player; -P: nothing in the current directory can pass for a module."""
 
 
 def play(path: Path, *, grace_seconds: float = _GRACE_SECONDS) -> str | None:
     """Play a sound file to its end; returns why it was not heard, None when it was. Interrupting ends it at once."""
     limit_seconds = soundfile.info(path).duration + grace_seconds
     try:
-        ended = subprocess.run(
-            [sys.executable, *_PLAYER, str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            timeout=limit_seconds,
-            check=False,
-        )
+        ended = run_module(__name__, str(path), timeout_s=limit_seconds)
     except subprocess.TimeoutExpired:
         return "the sound device does not respond"
     if ended.returncode != 0:
@@ -47,11 +37,10 @@ def _play_here(path: Path) -> str | None:
     The sound is brought to the device's own rate and, where it has two channels, to both: not every device converts.
     """
     try:
-        import sounddevice
-    except ModuleNotFoundError:
-        return f"no sounddevice; {install_command('voice')}"
-    except OSError:  # its wheels hold PortAudio for Windows and macOS only
-        return "no PortAudio; on Debian and Ubuntu: apt install libportaudio2"
+        with needs_portaudio():
+            import sounddevice
+    except AudioDeviceError as error:
+        return str(error)
     try:
         device = sounddevice.query_devices(kind="output")
     except (sounddevice.PortAudioError, ValueError):

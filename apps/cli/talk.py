@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import AudioDeviceError, InputError
 from .ask import DEVICES, positive
-from .common import DEMO_BUNDLE, IMAGE_PIXELS, bundle_path, needs_extra
+from .common import CONTEXT, DEMO_BUNDLE, IMAGE_PIXELS, bundle_path, needs_extra
 from .memory import OVERRIDE, OVERRIDE_HELP, require_fit
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ EAGERNESS = ("low", "medium", "high")
 PUSH_TO_TALK = ("hold", "toggle")
 """`apps.voice.turn_taking.PushToTalk`, but for off."""
 STORE_FILE = "conversations.sqlite"
-_CONTEXT, _NANO_CONTEXT = 8192, 640
+_NANO_CONTEXT = 640
 """Nano was trained on conversations of up to nine turns: longer ones confuse it, so its oldest turns leave early."""
 _SET_ASIDE = "the file of earlier conversations was damaged and is set aside as {}"
 SAVE_FOLDER = Path("conversations")
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         metavar="N",
         type=positive,
-        help=f"positions the model remembers; each takes memory (default: {_CONTEXT}; nano: {_NANO_CONTEXT})",
+        help=f"positions the model remembers; each takes memory (default: {CONTEXT}; nano: {_NANO_CONTEXT})",
     )
     parser.add_argument(OVERRIDE, action="store_true", help=OVERRIDE_HELP)
 
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
     # All that can be wrong is found before gigabytes are loaded, a missing microphone too.
     bundle = Bundle.open(args.bundle)
-    context = args.context or (_NANO_CONTEXT if args.bundle == DEMO_BUNDLE else _CONTEXT)
+    context = args.context or (_NANO_CONTEXT if args.bundle == DEMO_BUNDLE else CONTEXT)
     if args.voice is not None:
         bundle.voice(args.voice)
     complete = None if args.smart_turn is None else SmartTurn(args.smart_turn)
@@ -201,7 +201,7 @@ def converse(
                 stack.enter_context(contextlib.redirect_stderr(errors))
                 display = stack.enter_context(Screen(shown, out))
             else:
-                display = stack.enter_context(Lines(shown.bundle, out))
+                display = Lines(shown.bundle, out)
             keys = stack.enter_context(open_keys(sys.stdin))
             for note in notes:
                 display.tell(note)

@@ -6,8 +6,7 @@ and a reply while it grows, are no lines: a reply is one when it was heard, or a
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from ..voice.notices import DeviceNotice, HeardText, Level, Notice, ReplyText, StateChanged, Trouble, TurnDone
 from .shown import devices_text, one_line, stages_text
@@ -18,17 +17,6 @@ class Lines:
 
     def __init__(self, bundle: str, out: TextIO) -> None:
         self._bundle, self._out = bundle, out
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing was changed that would have to be put right."""
 
     def take(self, notice: Notice) -> None:
         """Something happened."""

@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from .apart import module_command
 from .wire import DeviceState, Failed, FromAudio, Heard, Progress, ToAudio, WireError, encode, read_message
 
-COMMAND = (sys.executable, "-P", "-X", "utf8", "-m", f"{__package__}.audio_process")
-"""-P: nothing in the current directory can pass for a module."""
+COMMAND = module_command(f"{__package__}.audio_process")
 _CREATION_FLAGS = 0
 if sys.platform == "win32":
     _CREATION_FLAGS = subprocess.CREATE_NO_WINDOW  # a desktop program would show an empty console

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from ...errors import AudioDeviceError
+from .apart import needs_portaudio
 from .wire import (
     DeviceChoice,
     DeviceState,
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.005
 _SWITCH_S = 0.001  # between threads: a callback must not wait for Python's usual 5 ms
-_NO_PACKAGE = 'no sounddevice; in a clone of the repository: pip install ".[voice]"'
-_NO_PORTAUDIO = "no PortAudio; on Debian and Ubuntu: apt install libportaudio2"
 _NO_CANCELLER = "no echo cancellation (pywebrtc-audio is not installed): use headphones"
 
 Commands = queue.SimpleQueue[Message]
@@ -98,14 +97,10 @@ def _work(choice: DeviceChoice, commands: Commands, out: BinaryIO) -> None:
     from .priority import raise_priority
 
     raise_priority()
-    try:
+    with needs_portaudio():
         from .device_names import find
         from .microphone import Microphone
         from .speaker import Speaker
-    except ModuleNotFoundError as error:
-        raise AudioDeviceError(_NO_PACKAGE) from error
-    except OSError as error:  # the package's wheels hold PortAudio for Windows and macOS only
-        raise AudioDeviceError(_NO_PORTAUDIO) from error
     from . import pulse
 
     server = pulse.look()

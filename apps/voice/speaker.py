@@ -9,73 +9,40 @@ left the speaker and not what has left the ring.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import sounddevice
 
-from ...errors import AudioDeviceError
 from .device_names import Device
+from .device_stream import DeviceStream, Float32
 from .rings import Ring
 
-Float32 = npt.NDArray[np.float32]
-
 _LATENCY_S = 0.03  # with 20 ms a busy machine is heard; PortAudio makes 40 ms of both 30 and 40, but 40 in two lumps
-_BLOCKS_PER_SECOND = 100
 _RING_S = 0.5
 _FADE_S = 0.01
 _LONGEST_DELAY_S = 1.0  # some systems give no times, or nonsense
 
 
-class Speaker:
-    """An open stream; its callback copies out of a ring."""
+class Speaker(DeviceStream):
+    """An open stream, copied out of a ring."""
 
     def __init__(self, device: Device) -> None:
         """Open and start it. Raises `AudioDeviceError` when that fails."""
-        self.device = device
+        super().__init__(device)
         self.output = Output(device.rate_hz)
-        self.ended = False
-        """The system has ended the stream, as when the device is gone."""
-        self.called_s = time.monotonic()
-        """When the callback was last called, or now."""
-        self.samples = 0
-        """How many samples the callback has dealt with."""
-        self.error: Exception | None = None
-        """What went wrong in the callback."""
-        try:
-            self._stream = sounddevice.OutputStream(
-                device=device.index,
-                samplerate=device.rate_hz,
-                channels=device.channels,
-                dtype="float32",
-                blocksize=device.rate_hz // _BLOCKS_PER_SECOND,
-                latency=_LATENCY_S,
-                callback=self._callback,
-                finished_callback=self._finished,
-            )
-            self._stream.start()
-        except sounddevice.PortAudioError as error:
-            raise AudioDeviceError(f"the speaker ({device.title}) cannot be used: {error}") from error
+        self._open("speaker", sounddevice.OutputStream, _LATENCY_S)
 
-    def _callback(self, sound: Float32, _frames: int, times: Any, status: Any) -> None:  # noqa: ANN401  # cffi
-        """`sound` is `(frames, channels)`, to be filled. Raises nothing: the stream would end."""
+    def _move(self, sound: Float32, times: Any, status: Any, now_s: float) -> None:  # noqa: ANN401  # cffi
+        delay_s = times.outputBufferDacTime - times.currentTime
+        if not 0 < delay_s <= _LONGEST_DELAY_S:
+            delay_s = _LATENCY_S
         try:
-            now_s = time.monotonic()
-            self.called_s = now_s
-            delay_s = times.outputBufferDacTime - times.currentTime
-            if not 0 < delay_s <= _LONGEST_DELAY_S:
-                delay_s = _LATENCY_S
             self.output.fill(sound, now_s + delay_s, device_ran_dry=status.output_underflow)
-            self.samples += len(sound)
-        except Exception as error:  # noqa: BLE001  # kept for whoever watches
-            sound.fill(0)
-            self.error = error
-
-    def _finished(self) -> None:
-        self.ended = True
+        except Exception:
+            sound.fill(0)  # what was half filled is not heard
+            raise
 
 
 class Output:

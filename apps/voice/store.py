@@ -24,10 +24,11 @@ import numpy.typing as npt
 import soundfile
 
 from ...errors import StoreError
+from .sound_device import MICROPHONE_RATE_HZ, SPEAKER_RATE_HZ
 
 Float32 = npt.NDArray[np.float32]
 
-QUESTION_RATE_HZ, REPLY_RATE_HZ = 16_000, 24_000
+QUESTION_RATE_HZ, REPLY_RATE_HZ = MICROPHONE_RATE_HZ, SPEAKER_RATE_HZ
 SCHEMA = 1
 """In the file as `user_version`. A change to the tables adds one, and a step from the one before."""
 

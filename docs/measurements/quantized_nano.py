@@ -29,13 +29,9 @@ from nearfield.nano.calibration import FOLDER
 from nearfield.nano.evaluate import AIMS, CHECKPOINT, MAX_TOKENS, THREADS, Answerer, Judge, listened
 from nearfield.nano.questions import Item, load, messages
 from nearfield.nano.recogniser import Recogniser
-from nearfield.runtime.encoders import encode_part
 from nearfield.runtime.events import TurnEnd
-from nearfield.runtime.history import History, Piece
 from nearfield.runtime.messages import Message
 from nearfield.runtime.omni import Omni
-from nearfield.runtime.prompt import build_prompt, media_parts, media_size
-from nearfield.runtime.reading import Reader
 
 METHODS = ("float32", "rtn", "awq", "gptq", "awq-gptq")
 TEXT = ("sentences", "voices", "typed", "again", "picture", "video", "refusal")
@@ -65,20 +61,13 @@ def answerer(omni: Omni) -> Answerer:
 
 def surprise(omni: Omni, item: Item) -> list[float]:
     """Of each token of the right reply to an item, its end too: −log of the probability the Thinker gave it."""
-    manifest, parts = omni.bundle.manifest, omni.parts
-    asked = messages(item)
-    media = media_parts(asked)
-    sizes = [media_size(part, manifest.audio, manifest.vision) for part in media]
-    prompt = build_prompt(asked, sizes, parts.tokenizer, manifest.tokens, manifest.vision)
-    history = History()
-    encoded = [encode_part(part, parts.audio_encoder, parts.vision_encoder) for part in media]
-    history.append(Piece.of(prompt, encoded, turn=0))
-    Reader(parts.thinker, None).catch_up(history)
+    thinker = omni.parts.thinker
+    list(omni.respond(messages(item), speak=False, max_tokens=1))  # one token, not read back: the prompt was
     nats = []
-    for token in [*parts.tokenizer.encode(item.reply), manifest.thinker.eos_token_ids[0]]:
-        logits = parts.thinker.logits[0].astype(np.float64)
+    for token in [*omni.parts.tokenizer.encode(item.reply), thinker.settings.eos_token_ids[0]]:
+        logits = thinker.logits[0].astype(np.float64)
         nats.append(float(np.logaddexp.reduce(logits) - logits[token]))
-        parts.thinker.step(token)
+        thinker.step(token)
     return nats
 
 

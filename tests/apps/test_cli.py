@@ -274,3 +274,9 @@ def test_nano_names_the_bundle_in_the_package_and_everything_else_a_directory() 
     assert common.bundle_path("nano") == common.DEMO_BUNDLE
     assert common.bundle_path("./nano") == Path("nano")
     assert common.bundle_path("omni-3b") == Path("omni-3b")
+
+
+def test_the_context_in_the_help_is_the_one_the_runtime_has() -> None:
+    from nearfield.runtime import parts
+
+    assert parts.CONTEXT == common.CONTEXT

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+from conversations import some_of_nanos
 from nearfield.apps.cli.main import main
-from nearfield.calibrate.samples import FEWEST, INDEX
-from nearfield.nano.calibration import FOLDER
+from nearfield.calibrate.samples import FEWEST
 from nearfield.runtime.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As few of nano's conversations as will do: all kinds, but no clips."""
-    folder = tmp_path_factory.mktemp("calibration")
-    lines = (FOLDER / INDEX).read_text(encoding="utf-8").splitlines()
-    chosen = [line for line in lines if "video" not in line][:FEWEST]
-    (folder / INDEX).write_text("\n".join(chosen), encoding="utf-8")
-    for file in FOLDER.iterdir():
-        if file.name in "".join(chosen):
-            shutil.copy(file, folder / file.name)
-    return folder
+    return some_of_nanos(tmp_path_factory.mktemp("calibration"), FEWEST)
 
 
 def test_export_calibrates_an_int8_cache_and_verify_knows_it(

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from conversations import some_of_nanos
 from nearfield.apps.cli.main import main
 from nearfield.calibrate.samples import INDEX
-from nearfield.nano.calibration import FOLDER
 from nearfield.runtime.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few of nano's conversations: all kinds, but no long ones."""
-    folder = tmp_path_factory.mktemp("calibration")
-    lines = (FOLDER / INDEX).read_text(encoding="utf-8").splitlines()
-    chosen = [line for line in lines if "video" not in line][:24]
-    (folder / INDEX).write_text("\n".join(chosen), encoding="utf-8")
-    for file in FOLDER.iterdir():
-        if file.name in "".join(chosen):
-            shutil.copy(file, folder / file.name)
-    return folder
+    return some_of_nanos(tmp_path_factory.mktemp("calibration"), 24)
 
 
 def test_quantize_writes_a_checkpoint_that_export_takes(

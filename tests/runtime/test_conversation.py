@@ -78,11 +78,7 @@ def tokens_of(events: list[Event]) -> list[int]:
 
 def prompt_of(conversation: Conversation, reply_tokens: int) -> History:
     """What a reply of so many tokens, the last thing that was said, answered."""
-    prompt = History()
-    for piece in conversation.history.since(0, CONTEXT):
-        prompt.append(piece)
-    prompt.cut(len(prompt) - reply_tokens)
-    return prompt
+    return conversation.history.until(len(conversation.history) - reply_tokens)
 
 
 def answered_afresh(other: Omni, prompt: History, seeds: np.random.SeedSequence, **options: Any) -> list[Event]:
