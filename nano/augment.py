@@ -9,7 +9,7 @@ in the frequency domain, and noises are kept ready.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,27 +51,58 @@ def disturb_timed(
     samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, strength: float = 1.0
 ) -> Disturbed:
     """`disturb`, telling also how time moved."""
-    speech = samples.astype(np.float32)
-    if samples.dtype == np.int16:
-        speech /= 32768
-    level = float(np.sqrt(np.mean(np.square(speech)) + 1e-12))
+    spoken = _spoken(samples, rng, strength)
+    return replace(spoken, samples=_recorded(spoken.samples, _level(samples), rng, strength))
+
+
+def disturb_beside(
+    samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, snr_db: tuple[float, float] = SNR_DB
+) -> tuple[Samples, Samples]:
+    """One utterance twice, as long and with each word at the same moment: clean, and disturbed with all strength."""
+    spoken = _spoken(samples, rng, 1.0).samples
+    return np.clip(spoken, -1, 1), _recorded(spoken, _level(samples), rng, 1.0, snr_db)
+
+
+def _level(samples: Samples | npt.NDArray[np.int16]) -> float:
+    """Root mean square, in −1…1."""
+    return float(np.sqrt(np.mean(np.square(_floats(samples))) + 1e-12))
+
+
+def _floats(samples: Samples | npt.NDArray[np.int16]) -> Samples:
+    return samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
+
+
+def _spoken(samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, strength: float) -> Disturbed:
+    """At another speed, with silence before and after."""
+    speech = _floats(samples)
     speed = float(rng.uniform(1 - SPEED_SPAN * strength, 1 + SPEED_SPAN * strength))
     if abs(speed - 1) > 1e-3:
         speech = soxr.resample(speech, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="LQ")
     before, after = (round(SILENCE_S * SAMPLE_RATE_HZ * share) for share in rng.random(2))
-    speech = np.pad(speech, (before, after))
+    return Disturbed(np.pad(speech, (before, after)), speed, before / SAMPLE_RATE_HZ)
+
+
+def _recorded(
+    speech: Samples,
+    level: float,
+    rng: np.random.Generator,
+    strength: float,
+    snr_db: tuple[float, float] = SNR_DB,
+) -> Samples:
+    """In a room, by some microphone, with noise and at another level; `level` is the speech's."""
     speech = _filter(speech, rng, strength)
     if rng.random() < NOISE_SHARE * strength:
         noise = _noises()[rng.integers(len(NOISE_SLOPES))]
         start = rng.integers(NOISE_SAMPLES - len(speech))
-        softest_db, loudest_db = SNR_DB[1], SNR_DB[1] + (SNR_DB[0] - SNR_DB[1]) * strength
-        snr_db = rng.uniform(loudest_db, softest_db)
-        speech += noise[start : start + len(speech)] * np.float32(level * 10 ** (-snr_db / 20))
+        softest_db, loudest_db = snr_db[1], snr_db[1] + (snr_db[0] - snr_db[1]) * strength
+        drawn_db = rng.uniform(loudest_db, softest_db)
+        speech += noise[start : start + len(speech)] * np.float32(level * 10 ** (-drawn_db / 20))
     gain_db = rng.uniform(-LEVEL_DB, LEVEL_DB) * strength
     if rng.random() < LOUD_SHARE * strength:
         gain_db = rng.uniform(*LOUD_DB)
     gain = min(10 ** (gain_db / 20), LOUDEST_PEAK / float(np.abs(speech).max() + 1e-6))
-    return Disturbed(np.clip(speech * np.float32(gain), -1, 1), speed, before / SAMPLE_RATE_HZ)
+    recorded: Samples = np.clip(speech * np.float32(gain), -1, 1)
+    return recorded
 
 
 def _filter(speech: Samples, rng: np.random.Generator, strength: float) -> Samples:

@@ -9,6 +9,7 @@ tell them: plain CTC spends most of an hour finding the alignment.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from ..runtime.mel import audio_tokens, log_mel
-from .augment import Disturbed, Samples, disturb, disturb_timed
+from .augment import Disturbed, Samples, disturb, disturb_beside, disturb_timed
 from .chat import front
 from .model import build
 from .recordings import SAMPLE_RATE_HZ, Recording, Recordings
@@ -51,6 +52,9 @@ _BAND_MASKS, _BAND_BINS = 2, 18  # at most, of 128
 _TIME_MASKS, _TIME_FRAMES = 2, 8  # of 10 ms
 _MATCHED = 0.3
 """Weight, in the third part, of how far embeddings are from the rows they should be."""
+_STEADY = 0.5
+"""Weight of how far what is heard in noise is from what was heard without."""
+_HARSH_SNR_DB = (6.0, 26.0)
 _SCALE = 1.0  # of the scores at the start
 
 _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15))  # by layer and head, in steps of 20 ms
@@ -143,6 +147,53 @@ class ThirdLoss(SecondLoss):
         paused = likely[:, 0] > 0.5
         apart = sum((errors[kind].sum() / kind.sum().clamp(min=1) for kind in (paused, ~paused)), torch.zeros(()))
         return {"loss": loss + _MATCHED * apart, "ctc": loss.detach(), "apart": apart.detach()}
+
+
+class SteadyLoss:
+    """CTC on speech in much noise, and how far its embeddings are from those of the same speech without.
+
+    The tower as it was when this began is the teacher, wherever it hears clean speech rightly. So it learns to hear
+    more without saying anything in another way, and a Thinker that reads it goes on reading it.
+    """
+
+    def __init__(self, ear: Ear, recordings: Recordings) -> None:
+        self._ear, self._recordings, self._shares = ear, recordings, recordings.shares()
+        self._teacher = copy.deepcopy(ear).eval().requires_grad_(False)
+
+    def __call__(self, _: int, rng: np.random.Generator) -> Losses:
+        """The loss of one batch; ``apart`` is relative to the squared length, for words and for pauses."""
+        recordings = [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
+        pairs = [disturb_beside(recording.samples, rng, _HARSH_SNR_DB) for recording in recordings]
+        clean, frames = features([clean for clean, _ in pairs])
+        noisy, _ = features([noisy for _, noisy in pairs], rng, masked=True)
+        prompts = [recording.prompt for recording in recordings]
+        with torch.no_grad(), precision(self._ear):
+            should, tokens = encode(self._teacher.tower, clean, frames)
+        scores = self._teacher.scores(should)
+        known = word_ids()
+        right = torch.tensor(
+            [
+                words == " ".join(word if word in known else "?" for word in plain(prompt).split())
+                for words, prompt in zip(heard(scores, tokens), prompts, strict=True)
+            ]
+        ).to(tokens.device)
+        with precision(self._ear):
+            embeddings, _ = encode(self._ear.tower, noisy, frames)
+        loss = ctc(self._ear.scores(embeddings), tokens, prompts)
+        taught = torch.arange(scores.shape[1], device=tokens.device) < tokens[:, None]
+        taught &= right[:, None]
+        errors = (embeddings.float() - should.float()).square().sum(-1) / should.float().square().sum(-1).mean()
+        paused = scores.argmax(-1) == 0
+        apart = sum(
+            (errors[kind].sum() / kind.sum().clamp(min=1) for kind in (taught & paused, taught & ~paused)),
+            torch.zeros(()),
+        )
+        return {
+            "loss": loss + _STEADY * apart,
+            "ctc": loss.detach(),
+            "apart": apart.detach(),
+            "right": right.float().mean(),
+        }
 
 
 def ctc(scores: Tensor, tokens: Tensor, prompts: Sequence[str]) -> Tensor:

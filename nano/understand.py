@@ -35,7 +35,9 @@ _SHARES = 2
 FIRST = Plan("understand-first", steps=3600, learning_rate=8e-4, warmup_steps=100, ema=0.998, shares=_SHARES)
 SECOND = Plan("understand-second", steps=3000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=11, shares=_SHARES)
 THIRD = Plan("understand-third", steps=2000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=12, shares=_SHARES)
-FOURTH = Plan("understand", steps=450, learning_rate=3e-4, warmup_steps=20, ema=0.99, seed=13, shares=_SHARES)
+FOURTH = Plan("understand-fourth", steps=450, learning_rate=3e-4, warmup_steps=20, ema=0.99, seed=13, shares=_SHARES)
+FIFTH = Plan("understand-fifth", steps=2200, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=14, shares=_SHARES)
+SIXTH = Plan("understand", steps=1500, learning_rate=5e-4, warmup_steps=30, ema=0.998, seed=15, shares=_SHARES)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def understand_stage() -> nn.Module:
     train(SECOND, mind, UnderstandLoss(mind, recordings, LESSONS))
     train(THIRD, mind, UnderstandLoss(mind, recordings, DRILL))
     train(FOURTH, mind, UnderstandLoss(mind, recordings, REST))
+    train(FIFTH, mind, hear.SteadyLoss(mind.ear, recordings))
+    train(SIXTH, mind, UnderstandLoss(mind, recordings, REST))
     return mind
 
 

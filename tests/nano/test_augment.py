@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nearfield.nano.augment import LEVEL_DB, SAMPLE_RATE_HZ, SILENCE_S, SPEED_SPAN, disturb, disturb_timed
+from nearfield.nano.augment import LEVEL_DB, SAMPLE_RATE_HZ, SILENCE_S, SPEED_SPAN, disturb, disturb_beside, disturb_timed
 
 
 def tone(hz: float = 440.0, seconds: float = 1.0) -> np.ndarray:
@@ -81,3 +81,24 @@ def test_some_recordings_lose_their_high_frequencies() -> None:
         losses_db.append(10 * np.log10(low / high))
     assert np.max(losses_db) > 15  # below them lies only noise
     assert np.min(losses_db) < 3
+
+
+def test_beside_disturbed_speech_is_the_same_clean() -> None:
+    click = np.zeros(2 * SAMPLE_RATE_HZ, np.float32)
+    click[SAMPLE_RATE_HZ] = 1.0
+    for seed in range(10):
+        clean, disturbed = disturb_beside(click, np.random.default_rng(seed), (30.0, 36.0))
+        assert clean.shape == disturbed.shape
+        assert abs(int(np.abs(clean).argmax()) - int(np.abs(disturbed).argmax())) < 0.002 * SAMPLE_RATE_HZ
+        heard = np.abs(clean) > 0.05
+        assert heard.sum() < 50, "nothing but the click is in the clean one"
+        assert not np.array_equal(clean, disturbed)
+
+
+def test_noise_is_as_far_below_as_is_asked() -> None:
+    def noise_level(snr_db: float) -> float:
+        pairs = [disturb_beside(tone(), np.random.default_rng(seed), (snr_db, snr_db)) for seed in range(30)]
+        # Before the speech is nothing but noise, at what level it was recorded; rooms only echo what was said.
+        return float(np.median([level_db(disturbed[:800] + 1e-9) for _, disturbed in pairs]))
+
+    assert noise_level(10.0) - noise_level(30.0) == pytest.approx(20.0, abs=2.0)

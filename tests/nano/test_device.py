@@ -115,7 +115,7 @@ def one_step(where: torch.device, folder: Path) -> Callable[[Plan, nn.Module, Ca
             return losses
 
         training.train(replace(plan, steps=1), module, checked, folder)
-        if not plan.name.endswith(("-first", "-second", "-third")):
+        if not plan.name.endswith(("-first", "-second", "-third", "-fourth", "-fifth")):
             raise Stepped
 
     return train

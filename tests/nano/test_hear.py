@@ -6,6 +6,7 @@ import torch
 from nearfield.nano import hear
 from nearfield.nano.chat import front
 from nearfield.nano.model import build
+from nearfield.nano.recordings import Entry, Recordings
 from nearfield.nano.sentences import plain
 from nearfield.nano.world import Skill, draw
 from nearfield.runtime.mel import log_mel
@@ -81,3 +82,27 @@ def test_features_pad_to_whole_blocks() -> None:
     assert mel.shape == (2, 128, 400)
     assert frames.tolist() == [10, 207]
     assert not mel[0, :, 10:].any()
+
+
+def test_the_teacher_of_noise_is_the_tower_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = (3000 * np.sin(np.arange(16000) / 5)).astype(np.int16)
+    said = Recordings([([Entry("", "digits", "Seven one.", "", 0, 16000, None)], sound)])
+    ear = hear.Ear(build().thinker.model.language_model.embed_tokens.weight.detach())
+    loss = hear.SteadyLoss(ear, said)
+    monkeypatch.setattr(hear, "heard", lambda scores, _: ["seven one"] * len(scores))
+
+    def apart() -> float:
+        losses = loss(0, np.random.default_rng(0))
+        assert losses["right"].item() == 1.0
+        return losses["apart"].item()
+
+    disturbed = apart()
+    monkeypatch.setattr(hear, "disturb_beside", lambda samples, *_: (samples / np.float32(32768),) * 2)
+    monkeypatch.setattr(hear, "_mask", lambda *_: None)
+    monkeypatch.setattr(hear, "_throats", lambda _: [np.eye(128, dtype=np.float32)])
+    assert apart() < 1e-6 < disturbed
+    with torch.no_grad():
+        ear.tower.ln_post.weight.mul_(1.5)
+    assert apart() == pytest.approx(2 * 0.25, rel=0.2), "of words and of pauses: the teacher stays, the tower moves"
+    monkeypatch.setattr(hear, "heard", lambda scores, _: ["nine"] * len(scores))
+    assert loss(0, np.random.default_rng(0))["apart"].item() == 0.0, "who hears wrongly teaches nothing"
