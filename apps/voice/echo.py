@@ -24,20 +24,28 @@ STEP_SAMPLES = MICROPHONE_RATE_HZ // 100
 DELAY_S = 0.008
 """How much later sound comes out than it went in (measured with pywebrtc-audio 0.2)."""
 
-_LEAST_SAMPLES = STEP_SAMPLES  # the queue's lowest filling after it was shortened: room for callbacks being late
-_MOST_SAMPLES = 3 * STEP_SAMPLES  # so much over a second, and it is shortened; a reference too late cannot be used
-_STEPS_WATCHED = 100
+_STEPS_WATCHED = 50
+_SLACK_SAMPLES = 5 * STEP_SAMPLES // 4  # left in the queue at its lowest after it was put right: callbacks come late
+_SLACK_SPAN = (3 * STEP_SAMPLES // 4, 7 * STEP_SAMPLES // 4)  # outside it the clocks have drifted apart
+_NUDGE_STEPS = 12  # a sample in so many steps follows a drift of over 500 parts in a million
+_MOST_SLACK_SAMPLES = 3 * STEP_SAMPLES  # so much, and it is cut at once; a reference too late cannot be used
 _OWED_SAMPLES = 5 * STEP_SAMPLES  # so much late, the speaker has stood still: what comes now belongs to now
 
 
 class Reference:
-    """What the speaker was given, in lock-step with the microphone."""
+    """What the speaker was given, in lock-step with the microphone.
+
+    Its slack, what is left in the queue at its lowest, is looked at twice a second. Where clocks drift, single samples
+    are added or left out, which the canceller follows; only what is far off is put right at once.
+    """
 
     def __init__(self) -> None:
         self._queue = np.zeros(0, np.float32)
         self._owed = 0  # samples given as silence because they had not come yet
         self._steps = 0
-        self._lowest = sys.maxsize  # filling of the queue, over the last second
+        self._slack = sys.maxsize  # so far, in these steps
+        self._was_late = False
+        self._nudge = 0  # samples that a step takes more than it gives
 
     @property
     def waiting(self) -> int:
@@ -52,22 +60,37 @@ class Reference:
 
     def take(self) -> Float32:
         """The `(160,)` samples that belong to the microphone's next 160; silence in place of what has not come yet."""
-        step, self._queue = self._queue[:STEP_SAMPLES], self._queue[STEP_SAMPLES:]
-        missing = STEP_SAMPLES - len(step)
+        count = STEP_SAMPLES + (self._nudge if self._steps % _NUDGE_STEPS == 0 else 0)
+        step, self._queue = self._queue[:count], self._queue[count:]
+        missing = count - len(step)
         self._owed += missing
         if self._owed > _OWED_SAMPLES:
             self._owed = 0
         self._watch()
-        return np.pad(step, (0, missing))
+        step = np.pad(step, (0, missing))
+        if count == STEP_SAMPLES:
+            return step
+        return np.interp(np.linspace(0, count - 1, STEP_SAMPLES), np.arange(count), step).astype(np.float32)
 
     def _watch(self) -> None:
-        """Keep the queue short, by what was too much of it over the last second."""
-        self._lowest = min(self._lowest, len(self._queue))
+        """Keep the slack what it should be."""
+        self._slack = min(self._slack, len(self._queue) - self._owed)
         self._steps += 1
-        if self._steps == _STEPS_WATCHED:
-            if self._lowest >= _MOST_SAMPLES:
-                self._queue = self._queue[self._lowest - _LEAST_SAMPLES :]
-            self._steps, self._lowest = 0, sys.maxsize
+        if self._steps < _STEPS_WATCHED:
+            return
+        slack, self._slack, self._steps, self._nudge = self._slack, sys.maxsize, 0, 0
+        late, self._was_late = self._was_late, slack < 0
+        if slack >= _MOST_SLACK_SAMPLES:
+            self._queue = self._queue[slack - _SLACK_SAMPLES :]
+        elif slack < 0 and late:
+            # Not a callback that was late once: all of it is late, and dropping that would leave nothing.
+            more = _SLACK_SAMPLES - slack
+            self._queue = np.concatenate([np.zeros(max(0, more - self._owed), np.float32), self._queue])
+            self._owed = max(0, self._owed - more)
+            self._was_late = False
+        elif slack >= 0:
+            least, most = _SLACK_SPAN
+            self._nudge = int(slack > most) - int(slack < least)
 
 
 class EchoCanceller:

@@ -93,7 +93,7 @@ def test_without_a_canceller_frames_are_what_was_heard_and_their_time_is_right()
 @given(st.lists(st.integers(0, 700), max_size=30))
 def test_what_is_late_is_dropped_so_that_the_rest_stays_in_step(blocks: list[int]) -> None:
     reference, pushed = Reference(), 0
-    for taken, count in enumerate(blocks[:40]):  # less than a second: it is not shortened yet
+    for taken, count in enumerate(blocks[:40]):  # less than half a second: it is not put right yet
         reference.push(np.arange(pushed, pushed + count, dtype=np.float32) + 1)
         pushed += count
         step = reference.take()
@@ -110,11 +110,65 @@ def test_a_long_queue_is_shortened_after_a_second_and_a_short_one_is_not() -> No
     for step in range(100):
         reference.push(np.full(STEP_SAMPLES, 8000 + step, np.float32))
         reference.take()
-    assert reference.waiting == STEP_SAMPLES
+    shortened = reference.waiting
+    assert STEP_SAMPLES <= shortened < 2 * STEP_SAMPLES
     for _ in range(500):
         reference.push(np.zeros(STEP_SAMPLES, np.float32))
         reference.take()
-    assert reference.waiting == STEP_SAMPLES
+    assert reference.waiting == shortened
+
+
+@pytest.mark.parametrize("drift_ppm", [-400, -50, 0, 50, 400])
+def test_clocks_that_drift_are_followed_sample_by_sample(drift_ppm: int) -> None:
+    """The speaker hands over two blocks of 20 ms at a time, some milliseconds late; its samples tell their time."""
+    reference, pushed, lags, whole = Reference(), 0, [], []
+    lateness = np.random.default_rng(1).uniform(0, 0.004, 60_000)
+    for number in range(6000):  # a minute
+        now_s = number / 100 - lateness[number]
+        while pushed + 640 <= now_s * 16_000 * (1 + drift_ppm / 1e6):
+            reference.push(np.arange(pushed, pushed + 640, dtype=np.float32) / 16_000 / (1 + drift_ppm / 1e6))
+            pushed += 640
+        step = reference.take()
+        lags.append(number / 100 - float(step[0]))
+        whole.append(step.all())
+    settled = np.array(lags[200:])[whole[200:]]
+    # Where blocks of the one and of the other pass each other, all is suddenly a step later, and put right within 1 s.
+    jumps = np.abs(np.diff(settled)) > 1.5 / 16_000
+    assert jumps.sum() <= (0 if abs(drift_ppm) < 100 else 4)
+    assert np.mean(whole[200:]) >= (1.0 if abs(drift_ppm) < 100 else 0.99)
+    assert np.ptp(settled) < 0.02
+    assert settled.max() < 0.08, "AEC3 gets the reference before the echo"
+
+
+def test_a_speaker_that_is_late_for_good_is_not_silence_for_good() -> None:
+    reference = Reference()
+    for _ in range(300):
+        reference.push(np.ones(STEP_SAMPLES, np.float32))
+        reference.take()
+    steps = []
+    for number in range(200):  # the same sound, from now on in lumps of 60 ms
+        if number % 6 == 5:
+            reference.push(np.ones(6 * STEP_SAMPLES, np.float32))
+        steps.append(reference.take())
+    assert not np.concatenate(steps[:50]).all()
+    assert np.concatenate(steps[110:]).all(), "after a second it has made room for them"
+
+
+@pytest.mark.parametrize("drift_ppm", [-150, 150])
+def test_echo_goes_though_clocks_drift(drift_ppm: int) -> None:
+    pytest.importorskip("pywebrtc_audio")
+    seconds, rate = 40, 16_000
+    given = speech(seconds, rate, seed=1)
+    played = np.arange(seconds * rate) * (1 + drift_ppm / 1e6)  # the speaker's samples by the microphone's clock
+    echo = np.interp(played, np.arange(len(given)), echo_of(given, 0.1, rate)).astype(np.float32)
+    hearing, frames, pushed = Hearing(rate, rate, EchoCanceller()), [], 0
+    for block in range(seconds * 100 - 10):
+        there = int(played[(block + 1) * 160]) // 320 * 320
+        frames += hearing.push(echo[block * 160 :][:160], given[pushed:there], ((block + 1) * 160, 0.0))
+        pushed = there
+    late = frames[len(frames) // 2 :]
+    levels = decibels([frame.level for frame in late]), decibels([float(np.std(frame.samples)) for frame in late])
+    assert levels[1] < levels[0] - 17, "without drift it is 22"
 
 
 def test_after_a_speaker_stood_still_its_sound_counts_from_then_on() -> None:
