@@ -69,7 +69,7 @@ def _level(samples: Samples | npt.NDArray[np.int16]) -> float:
 
 
 def _floats(samples: Samples | npt.NDArray[np.int16]) -> Samples:
-    return samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
+    return samples.astype(np.float32) / np.float32(32768 if samples.dtype == np.int16 else 1)
 
 
 def _spoken(samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, strength: float) -> Disturbed:

@@ -165,7 +165,7 @@ class SteadyLoss:
         recordings = [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
         pairs = [disturb_beside(recording.samples, rng, _HARSH_SNR_DB) for recording in recordings]
         clean, frames = features([clean for clean, _ in pairs])
-        noisy, _ = features([noisy for _, noisy in pairs], rng, masked=True)
+        noisy = features([noisy for _, noisy in pairs], rng, masked=True)[0]
         prompts = [recording.prompt for recording in recordings]
         with torch.no_grad(), precision(self._ear):
             should, tokens = encode(self._teacher.tower, clean, frames)
@@ -178,7 +178,7 @@ class SteadyLoss:
             ]
         ).to(tokens.device)
         with precision(self._ear):
-            embeddings, _ = encode(self._ear.tower, noisy, frames)
+            embeddings = encode(self._ear.tower, noisy, frames)[0]
         loss = ctc(self._ear.scores(embeddings), tokens, prompts)
         taught = torch.arange(scores.shape[1], device=tokens.device) < tokens[:, None]
         taught &= right[:, None]

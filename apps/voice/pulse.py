@@ -2,23 +2,29 @@
 
 PortAudio reaches such a server through ALSA and sees one device that never changes. When a headset goes, the server
 moves its streams to another device without a word, a microphone's even to what the speaker plays; only the server
-itself can tell. It is asked with its own tool, `pactl`; where there is none (Windows, macOS, bare ALSA), all of this
-says None.
+itself can tell. It is asked through libpulse (`pulsectl`), which is on every such desktop; where it is not (Windows,
+macOS, bare ALSA), all of this says None.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import shutil
-import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _SECONDS_TO_ANSWER = 2.0
 _SECONDS_BETWEEN = 0.35
+"""From the end of a connection to the next attempt."""
+_SECONDS_AT_MOST = 3.0
+"""Between two questions, should the server forget to tell that something changed."""
+_KINDS = ("sink", "source", "sink_input", "source_output", "server")
 
 
 @dataclass(frozen=True)
@@ -53,33 +59,12 @@ class Streams:
 
 
 def look() -> Server | None:
-    """Ask what devices there are; None without a server."""
-    listed, info = _ask("list"), _ask("info")
-    if listed is None or info is None:
-        return None
-    microphones = tuple(device for device in _devices(listed["sources"]) if not device.is_monitor)
-    speakers = tuple(_devices(listed["sinks"]))
-    return Server(
-        microphones,
-        speakers,
-        next((device for device in microphones if device.name == info["default_source_name"]), None),
-        next((device for device in speakers if device.name == info["default_sink_name"]), None),
-    )
-
-
-def streams() -> Streams | None:
-    """Ask what this process's streams are connected to; None without an answer."""
-    listed = _ask("list")
-    if listed is None:
-        return None
-    return Streams(
-        _connected(listed["source_outputs"], "source", listed["sources"]),
-        _connected(listed["sink_inputs"], "sink", listed["sinks"]),
-    )
+    """Ask what devices there are; None without a server, or without an answer within two seconds."""
+    return _in_time(_look)
 
 
 class Watch:
-    """Asks again and again, in a thread of its own."""
+    """What this process's streams are connected to, asked again whenever the server tells that something changed."""
 
     def __init__(self) -> None:
         self.streams: Streams | None = None
@@ -88,43 +73,83 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            self.streams = streams() or self.streams
+            with contextlib.suppress(Exception), _connection() as server:  # whatever ends it, it is begun again
+                self._follow(server)
             time.sleep(_SECONDS_BETWEEN)
 
+    def _follow(self, server: Any) -> None:  # noqa: ANN401  # pulsectl has no types
+        from pulsectl import PulseLoopStop
 
-def _ask(what: str) -> Any:  # noqa: ANN401  # pactl's JSON
-    """The answer of `pactl`; None where it has none."""
-    program = shutil.which("pactl")
-    if program is None:
+        changed = False
+
+        def stop(_: object) -> None:
+            nonlocal changed
+            changed = True
+            raise PulseLoopStop
+
+        server.event_mask_set(*_KINDS)
+        server.event_callback_set(stop)
+        while True:
+            changed = False
+            self.streams = _streams(server)
+            if not changed:  # what came while it was asked counts too
+                server.event_listen(timeout=_SECONDS_AT_MOST)
+
+
+@contextlib.contextmanager
+def _connection() -> Iterator[Any]:
+    """A connection to the server. Raises some exception where there is none, and waits for one that hangs."""
+    from pulsectl import Pulse
+
+    with Pulse("nearfield", connect=False) as server:
+        server.connect()  # starts no server; given a timeout, pulsectl would always take all of it
+        yield server
+
+
+def _in_time(ask: Callable[[], T]) -> T | None:
+    """What it answers; None for an exception, or when it takes too long: libpulse waits for a server that hangs."""
+    answers: list[T] = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            answers.append(ask())
+
+    if sys.platform != "linux":
         return None
-    try:
-        done = subprocess.run(
-            [program, "--format=json", what],
-            env={**os.environ, "LC_ALL": "C"},  # with a decimal comma it would write no JSON
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_SECONDS_TO_ANSWER,
-            check=True,
-        )
-        return json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None  # no server, or a pactl from before it could speak JSON
+    thread = threading.Thread(target=run, name="pulse", daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_ANSWER)
+    return answers[0] if answers else None
 
 
-def _devices(entries: list[dict[str, Any]]) -> list[Device]:
-    return [_device(entry) for entry in entries]
+def _look() -> Server:
+    with _connection() as server:
+        microphones = tuple(device for device in map(_device, server.source_list()) if not device.is_monitor)
+        speakers = tuple(map(_device, server.sink_list()))
+        default = server.server_info()
+    return Server(
+        microphones,
+        speakers,
+        next((device for device in microphones if device.name == default.default_source_name), None),
+        next((device for device in speakers if device.name == default.default_sink_name), None),
+    )
 
 
-def _device(entry: dict[str, Any]) -> Device:
-    is_monitor = entry.get("properties", {}).get("device.class") == "monitor"
-    return Device(entry["name"], entry.get("description") or entry["name"], is_monitor)
+def _streams(server: Any) -> Streams:  # noqa: ANN401  # pulsectl has no types
+    return Streams(
+        _connected(server.source_output_list(), "source", server.source_list()),
+        _connected(server.sink_input_list(), "sink", server.sink_list()),
+    )
 
 
-def _connected(streams: list[dict[str, Any]], kind: str, devices: list[dict[str, Any]]) -> Device | None:
+def _device(found: Any) -> Device:  # noqa: ANN401  # pulsectl has no types
+    is_monitor = found.proplist.get("device.class") == "monitor"
+    return Device(found.name, found.description or found.name, is_monitor)
+
+
+def _connected(streams: list[Any], kind: str, devices: list[Any]) -> Device | None:
     """The device that this process's stream is connected to."""
     for stream in streams:
-        if stream.get("properties", {}).get("application.process.id") == str(os.getpid()):
-            return next((_device(device) for device in devices if device["index"] == stream[kind]), None)
+        if stream.proplist.get("application.process.id") == str(os.getpid()):
+            return next((_device(device) for device in devices if device.index == getattr(stream, kind)), None)
     return None

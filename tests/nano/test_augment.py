@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nearfield.nano.augment import LEVEL_DB, SAMPLE_RATE_HZ, SILENCE_S, SPEED_SPAN, disturb, disturb_beside, disturb_timed
+from nearfield.nano.augment import (
+    LEVEL_DB,
+    SAMPLE_RATE_HZ,
+    SILENCE_S,
+    SPEED_SPAN,
+    disturb,
+    disturb_beside,
+    disturb_timed,
+)
 
 
 def tone(hz: float = 440.0, seconds: float = 1.0) -> np.ndarray:

@@ -126,7 +126,7 @@ def test_clocks_that_drift_are_followed_sample_by_sample(drift_ppm: int) -> None
     for number in range(6000):  # a minute
         now_s = number / 100 - lateness[number]
         while pushed + 640 <= now_s * 16_000 * (1 + drift_ppm / 1e6):
-            reference.push(np.arange(pushed, pushed + 640, dtype=np.float32) / 16_000 / (1 + drift_ppm / 1e6))
+            reference.push((np.arange(pushed, pushed + 640) / 16_000 / (1 + drift_ppm / 1e6)).astype(np.float32))
             pushed += 640
         step = reference.take()
         lags.append(number / 100 - float(step[0]))
