@@ -26,6 +26,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.files import write_bytes_atomically
 from .augment import LEVEL_DB, SNR_DB, SPEED_SPAN
 from .evaluate import MAY_LOSE
+from .hear import HARSH_SNR_DB
 from .questions import HELDOUT, load
 from .recordings import FOLDER, SAMPLE_RATE_HZ, Recordings
 from .scores import Scores
@@ -68,11 +69,12 @@ such replies."""
 
 _DATA = f"""All speech is synthetic: sentences of nano's world spoken by several synthesizers at varying rate and pitch,
 and in training disturbed anew each time (speed and pitch ±{100 * SPEED_SPAN:g} %, level ±{LEVEL_DB:g} dB, noise of
-several colours {SNR_DB[0]:g} to {SNR_DB[1]:g} dB below the speech, small rooms, narrower bands, pauses, longer and
-shorter throats). Whole voices are held out, and were looked at while this recipe was found. Held out are also all
-prompts about one in ten of the sums and of the digit strings, spoken or typed, and words and frames of the sentences to
-refuse; the table of sums itself ("Seven plus four is eleven.") is learnt whole, without prompts. Pictures and clips are
-drawn: colour, shape, background and size or direction together make a combination, one in ten of which is held out."""
+several colours {SNR_DB[0]:g} to {SNR_DB[1]:g} dB below the speech, in one part {HARSH_SNR_DB[0]:g} to
+{HARSH_SNR_DB[1]:g} dB, small rooms, narrower bands, pauses, longer and shorter throats). Whole voices are held out, and
+were looked at while this recipe was found. Held out are also all prompts about one in ten of the sums and of the digit
+strings, spoken or typed, and words and frames of the sentences to refuse; the table of sums itself ("Seven plus four is
+eleven.") is learnt whole, without prompts. Pictures and clips are drawn: colour, shape, background and size or
+direction together make a combination, one in ten of which is held out."""
 
 _LIMITS = """- Its last stages still gained when they ended, and some of the scores above are too low for that.
 - These weights are of several sessions. The code above is what they ended with, but the first two parts of stage hear

@@ -54,7 +54,7 @@ _MATCHED = 0.3
 """Weight, in the third part, of how far embeddings are from the rows they should be."""
 _STEADY = 0.5
 """Weight of how far what is heard in noise is from what was heard without."""
-_HARSH_SNR_DB = (6.0, 26.0)
+HARSH_SNR_DB = (6.0, 26.0)
 _SCALE = 1.0  # of the scores at the start
 
 _OFFSETS = ((-3, -1, 1, 3), (-6, -2, 2, 6), (-10, -3, 3, 10), (-15, -5, 5, 15))  # by layer and head, in steps of 20 ms
@@ -163,7 +163,7 @@ class SteadyLoss:
     def __call__(self, _: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch; ``apart`` is relative to the squared length, for words and for pauses."""
         recordings = [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
-        pairs = [disturb_beside(recording.samples, rng, _HARSH_SNR_DB) for recording in recordings]
+        pairs = [disturb_beside(recording.samples, rng, HARSH_SNR_DB) for recording in recordings]
         clean, frames = features([clean for clean, _ in pairs])
         noisy = features([noisy for _, noisy in pairs], rng, masked=True)[0]
         prompts = [recording.prompt for recording in recordings]

@@ -5,7 +5,8 @@ Thinker (stage ``understand``). The loss is that of the reply; beside it the aud
 says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part. In
 the second of four parts the vision tower, which could already name what it sees, learns to say it so that it is read;
 the third drills what was still wrong: digits that repeat, sums beyond counting, and shapes that look alike. After it
-everything sounds like a sum beyond counting, so the fourth goes back to what is really asked.
+everything sounds like a sum beyond counting, so the fourth goes back to what is really asked. In the fifth the audio
+tower alone learns to hear the same in noise, and the sixth lets the Thinker follow it.
 """
 
 from __future__ import annotations

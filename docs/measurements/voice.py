@@ -240,29 +240,34 @@ def echo(omni: Omni, times: int = 50) -> None:
 
 def soak(omni: Omni, turns: int = 200) -> None:
     """Many turns in a row."""
-    took, memory, lost = [], [], 0
+    took, lost = [], 0
+    memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
     with talking(omni) as talk:
-        processes = [psutil.Process(), *psutil.Process().children()]
+        (audio,) = [child for child in psutil.Process().children() if "audio_process" in " ".join(child.cmdline())]
+        processes = dict(zip(memory, (psutil.Process(), audio), strict=True))
         for question in tqdm(questions(turns, 5), desc="soak"):
             ask(talk, question)
             done = talk.done()
+            talk.told.clear()
+            for recorder in (talk.rig.speaker, talk.rig.feed):  # this process holds what they recorded
+                recorder.forget()
             if done is None or done.latency.first_sound_ms is None:
                 lost += 1
                 continue
             took.append(done.latency.first_sound_ms - (done.latency.silence_wait_ms or 0.0))
-            memory.append(sum(process.memory_info().rss for process in processes if process.is_running()) / 2**20)
-            talk.told.clear()
-            for recorder in (talk.rig.speaker, talk.rig.feed):  # this process holds what they recorded
-                recorder.forget()
+            for name, process in processes.items():
+                memory[name].append(process.memory_info().rss / 2**20)
         kept = talk.assistant._store.turns(talk.assistant._id, sounds=False)
-        underruns = sum(int(turn.timing["underruns"] or 0) for turn in kept)
-    half = len(memory) // 2
-    slope = np.polyfit(np.arange(half), memory[half:][:half], 1)[0] * 1024
+    starved = [number for number, turn in enumerate(kept, 1) if turn.timing["underruns"]]
+    print(f"soak: {turns - lost} of {turns} questions answered, underruns in turns {starved or 'none'}")
+    for name, values in memory.items():
+        half = len(values) // 2
+        slope = np.polyfit(np.arange(len(values) - half), values[half:], 1)[0] * 1024
+        print(
+            f"  memory of {name}: after 10 turns {values[9]:.0f}, at the end {values[-1]:.0f} MiB; second half "
+            f"{slope:+.1f} KiB a turn"
+        )
     first, last = (float(np.percentile(part, 95)) for part in (took[:50], took[-50:]))
-    print(f"soak: {turns - lost} of {turns} questions answered, {underruns} underruns")
-    print(
-        f"  memory after 10 turns {memory[9]:.0f}, at the end {memory[-1]:.0f} MiB; second half {slope:+.1f} KiB a turn"
-    )
     print(
         f"  answering without the wait, p95: first 50 turns {first:.0f} ms, last 50 {last:.0f} ms, {last / first:.2f}"
     )
