@@ -205,9 +205,12 @@ def interruptions(omni: Omni, times: int = 50, *, echo: bool = False) -> None:
                 if speech is not None and len(speech) and len(loud):
                     onset, end = talk.rig.feed.time_s(int(speech[0])), talk.rig.speaker.time_s(int(loud[-1]))
                     silent.append(1000 * (end - onset))
-                # The reply as it was heard, and nothing behind it but the end of the turn.
-                history = talk.assistant._mind._conversation.history.token_ids.tolist()
-                remembered += f"{done.reply_text.strip()}<" in with_marks(omni, history)
+                # The reply as it was heard, and nothing behind it but the end of the turn, which comes with the next.
+                history = with_marks(omni, talk.assistant._mind._conversation.history.token_ids.tolist())
+                if f"{done.reply_text.strip()}<" in f"{history}<":
+                    remembered += 1
+                else:
+                    print(f"not remembered: {done.reply_text!r}, but {history[-160:]!r}")
                 done = talk.done()  # of the second question
             talk.until(lambda notice: notice == StateChanged(State.IDLE), 1.0)
             talk.until(lambda _: False, 0.3)
