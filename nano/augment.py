@@ -51,30 +51,31 @@ def disturb_timed(
     samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, strength: float = 1.0
 ) -> Disturbed:
     """`disturb`, telling also how time moved."""
-    spoken = _spoken(samples, rng, strength)
-    return replace(spoken, samples=_recorded(spoken.samples, _level(samples), rng, strength))
+    speech = _floats(samples)
+    spoken = _spoken(speech, rng, strength)
+    return replace(spoken, samples=_recorded(spoken.samples, _level(speech), rng, strength))
 
 
 def disturb_beside(
     samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, snr_db: tuple[float, float] = SNR_DB
 ) -> tuple[Samples, Samples]:
     """One utterance twice, as long and with each word at the same moment: clean, and disturbed with all strength."""
-    spoken = _spoken(samples, rng, 1.0).samples
-    return np.clip(spoken, -1, 1), _recorded(spoken, _level(samples), rng, 1.0, snr_db)
+    speech = _floats(samples)
+    spoken = _spoken(speech, rng, 1.0).samples
+    return np.clip(spoken, -1, 1), _recorded(spoken, _level(speech), rng, 1.0, snr_db)
 
 
-def _level(samples: Samples | npt.NDArray[np.int16]) -> float:
-    """Root mean square, in −1…1."""
-    return float(np.sqrt(np.mean(np.square(_floats(samples))) + 1e-12))
+def _level(speech: Samples) -> float:
+    """Root mean square, never 0."""
+    return float(np.sqrt(np.mean(np.square(speech)) + 1e-12))
 
 
 def _floats(samples: Samples | npt.NDArray[np.int16]) -> Samples:
     return samples.astype(np.float32) / np.float32(32768 if samples.dtype == np.int16 else 1)
 
 
-def _spoken(samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, strength: float) -> Disturbed:
+def _spoken(speech: Samples, rng: np.random.Generator, strength: float) -> Disturbed:
     """At another speed, with silence before and after."""
-    speech = _floats(samples)
     speed = float(rng.uniform(1 - SPEED_SPAN * strength, 1 + SPEED_SPAN * strength))
     if abs(speed - 1) > 1e-3:
         speech = soxr.resample(speech, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="LQ")
@@ -123,8 +124,7 @@ def _filter(speech: Samples, rng: np.random.Generator, strength: float) -> Sampl
     if room is not None:
         spectrum *= _rooms(size)[room]
     filtered: Samples = np.fft.irfft(spectrum, size)[: len(speech)].astype(np.float32)
-    was, now = (float(np.sqrt(np.mean(np.square(signal)) + 1e-12)) for signal in (speech, filtered))
-    return filtered * np.float32(was / now)
+    return filtered * np.float32(_level(speech) / _level(filtered))
 
 
 def _fast_size(samples: int) -> int:

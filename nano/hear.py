@@ -18,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
-    Qwen2_5OmniAudioAttention,
-    Qwen2_5OmniAudioEncoder,
-)
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioAttention, Qwen2_5OmniAudioEncoder
 
 from ..runtime.mel import audio_tokens, log_mel
 from .augment import Disturbed, Samples, disturb, disturb_beside, disturb_timed
@@ -125,14 +122,17 @@ class SecondLoss:
 
     def _heard(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """CTC's loss; of all that was heard, embeddings ``(N, D)`` and their log-probabilities ``(N, classes)``."""
-        recordings = [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
+        recordings = self._drawn(rng)
         mel, frames = features([disturb(recording.samples, rng) for recording in recordings], rng, masked=True)
         with precision(self._ear):
             embeddings, tokens = encode(self._ear.tower, mel, frames)
         scores = self._ear.scores(embeddings)
         loss = ctc(scores, tokens, [recording.prompt for recording in recordings])
-        inside = torch.arange(scores.shape[1], device=tokens.device) < tokens[:, None]
+        inside = _inside(scores, tokens)
         return loss, embeddings[inside].float(), scores[inside]
+
+    def _drawn(self, rng: np.random.Generator) -> list[Recording]:
+        return [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
 
 
 class ThirdLoss(SecondLoss):
@@ -144,12 +144,11 @@ class ThirdLoss(SecondLoss):
         likely = scores.detach().exp()
         errors = (embeddings * self._ear.loudness - likely @ self._ear.rows).square().sum(-1)
         errors = errors / self._ear.rows.square().sum(-1).mean()
-        paused = likely[:, 0] > 0.5
-        apart = sum((errors[kind].sum() / kind.sum().clamp(min=1) for kind in (paused, ~paused)), torch.zeros(()))
+        apart = _apart(errors, likely[:, 0] > 0.5)
         return {"loss": loss + _MATCHED * apart, "ctc": loss.detach(), "apart": apart.detach()}
 
 
-class SteadyLoss:
+class SteadyLoss(SecondLoss):
     """CTC on speech in much noise, and how far its embeddings are from those of the same speech without.
 
     The tower as it was when this began is the teacher, wherever it hears clean speech rightly. So it learns to hear
@@ -157,43 +156,42 @@ class SteadyLoss:
     """
 
     def __init__(self, ear: Ear, recordings: Recordings) -> None:
-        self._ear, self._recordings, self._shares = ear, recordings, recordings.shares()
+        super().__init__(ear, recordings)
         self._teacher = copy.deepcopy(ear).eval().requires_grad_(False)
 
     def __call__(self, _: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch; ``apart`` is relative to the squared length, for words and for pauses."""
-        recordings = [self._recordings[index] for index in rng.choice(len(self._shares), _BATCH, p=self._shares)]
+        recordings = self._drawn(rng)
+        prompts = [recording.prompt for recording in recordings]
         pairs = [disturb_beside(recording.samples, rng, HARSH_SNR_DB) for recording in recordings]
         clean, frames = features([clean for clean, _ in pairs])
         noisy = features([noisy for _, noisy in pairs], rng, masked=True)[0]
-        prompts = [recording.prompt for recording in recordings]
         with torch.no_grad(), precision(self._ear):
             should, tokens = encode(self._teacher.tower, clean, frames)
         scores = self._teacher.scores(should)
-        known = word_ids()
-        right = torch.tensor(
-            [
-                words == " ".join(word if word in known else "?" for word in plain(prompt).split())
-                for words, prompt in zip(heard(scores, tokens), prompts, strict=True)
-            ]
-        ).to(tokens.device)
+        right = [found == heard_rightly(prompt) for found, prompt in zip(heard(scores, tokens), prompts, strict=True)]
         with precision(self._ear):
             embeddings = encode(self._ear.tower, noisy, frames)[0]
         loss = ctc(self._ear.scores(embeddings), tokens, prompts)
-        taught = torch.arange(scores.shape[1], device=tokens.device) < tokens[:, None]
-        taught &= right[:, None]
         errors = (embeddings.float() - should.float()).square().sum(-1) / should.float().square().sum(-1).mean()
-        paused = scores.argmax(-1) == 0
-        apart = sum(
-            (errors[kind].sum() / kind.sum().clamp(min=1) for kind in (taught & paused, taught & ~paused)),
-            torch.zeros(()),
-        )
+        taught = _inside(scores, tokens) & torch.tensor(right).to(tokens.device)[:, None]
+        apart = _apart(errors[taught], scores[taught].argmax(-1) == 0)
         return {
             "loss": loss + _STEADY * apart,
             "ctc": loss.detach(),
             "apart": apart.detach(),
-            "right": right.float().mean(),
+            "right": taught.any(1).float().mean(),
         }
+
+
+def _inside(scores: Tensor, tokens: Tensor) -> Tensor:
+    """``(B, T)`` bool: which of the rows of ``scores (B, T, classes)`` are of a clip's ``tokens (B)``."""
+    return torch.arange(scores.shape[1], device=tokens.device) < tokens[:, None]
+
+
+def _apart(errors: Tensor, paused: Tensor) -> Tensor:
+    """The mean of the errors ``(N)`` in pauses and that of the others, added."""
+    return sum((errors[kind].sum() / kind.sum().clamp(min=1) for kind in (paused, ~paused)), torch.zeros(()))
 
 
 def ctc(scores: Tensor, tokens: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -212,12 +210,22 @@ def classes(prompt: str) -> list[int]:
 
 def heard(scores: Tensor, tokens: Tensor) -> list[str]:
     """The words CTC finds, greedily: ``(B, T, classes)`` → a sentence a row, ``?`` for a word outside the world."""
-    names = ["", "?", *word_ids()]
+    names = _names()
     sentences = []
     for row, length in zip(scores.argmax(-1), tokens.tolist(), strict=True):
         best = torch.unique_consecutive(row[:length]).tolist()
         sentences.append(" ".join(names[index] for index in best if index))
     return sentences
+
+
+def heard_rightly(prompt: str) -> str:
+    """What `heard` finds where nothing was misheard."""
+    return " ".join(_names()[kind] for kind in classes(prompt))
+
+
+def _names() -> list[str]:
+    """Of each class, as `heard` writes it."""
+    return ["", "?", *word_ids()]
 
 
 def features(

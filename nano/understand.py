@@ -3,7 +3,7 @@
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
 says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part. In
-the second of four parts the vision tower, which could already name what it sees, learns to say it so that it is read;
+the second of six parts the vision tower, which could already name what it sees, learns to say it so that it is read;
 the third drills what was still wrong: digits that repeat, sums beyond counting, and shapes that look alike. After it
 everything sounds like a sum beyond counting, so the fourth goes back to what is really asked. In the fifth the audio
 tower alone learns to hear the same in noise, and the sixth lets the Thinker follow it.

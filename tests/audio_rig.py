@@ -73,6 +73,11 @@ class Recorder:
         self._thread.start()
 
     @property
+    def pid(self) -> int:
+        """Of the process that records."""
+        return self._process.pid
+
+    @property
     def count(self) -> int:
         """How many samples there are so far."""
         return self._samples

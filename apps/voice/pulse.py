@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 _SECONDS_TO_ANSWER = 2.0
 _SECONDS_BETWEEN = 0.35
@@ -59,8 +56,17 @@ class Streams:
 
 
 def look() -> Server | None:
-    """Ask what devices there are; None without a server, or without an answer within two seconds."""
-    return _in_time(_look)
+    """What devices there are; None without a server, or with one that hangs: libpulse would wait for it."""
+    answers: list[Server] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # no libpulse, no server, or one that went away
+            answers.append(_look())
+
+    thread = threading.Thread(target=ask, name="pulse", daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_ANSWER)
+    return answers[0] if answers else None
 
 
 class Watch:
@@ -104,22 +110,6 @@ def _connection() -> Iterator[Any]:
     with Pulse("nearfield", connect=False) as server:
         server.connect()  # starts no server; given a timeout, pulsectl would always take all of it
         yield server
-
-
-def _in_time(ask: Callable[[], T]) -> T | None:
-    """What it answers; None for an exception, or when it takes too long: libpulse waits for a server that hangs."""
-    answers: list[T] = []
-
-    def run() -> None:
-        with contextlib.suppress(Exception):
-            answers.append(ask())
-
-    if sys.platform != "linux":
-        return None
-    thread = threading.Thread(target=run, name="pulse", daemon=True)
-    thread.start()
-    thread.join(_SECONDS_TO_ANSWER)
-    return answers[0] if answers else None
 
 
 def _look() -> Server:

@@ -50,7 +50,7 @@ class Watched:
 
 def test_a_moved_stream_is_told_at_once_and_nothing_is_asked_meanwhile(rig: AudioRig) -> None:
     rig.load("headset")
-    recorder = subprocess.Popen(["parec", "--device=ci_mic"], env=rig.environment, stdout=subprocess.DEVNULL)
+    recorder = rig.record("ci_mic")
     watched = Watched(recorder.pid)
     try:
         watched.until(lambda name: name == "ci_mic", 10)
@@ -64,21 +64,14 @@ def test_a_moved_stream_is_told_at_once_and_nothing_is_asked_meanwhile(rig: Audi
         watched.until(lambda name: name == "headset.monitor", 1.0)
         # A server that goes and comes is listened to again.
         rig.kill_server()
-        recorder.wait()
         rig.start()
-        again = subprocess.Popen(["parec", "--device=ci_mic"], env=rig.environment, stdout=subprocess.DEVNULL)
-        try:
-            watched.until(lambda name: name == "None", 5.0)
-        finally:
-            again.kill()
-            again.wait()
+        rig.record("ci_mic")  # of another process
+        watched.until(lambda name: name == "None", 5.0)
     finally:
         watched.process.kill()
         watched.process.wait()
         assert watched.process.stdout is not None
         watched.process.stdout.close()
-        recorder.kill()
-        recorder.wait()
 
 
 def _stream_of(rig: AudioRig, pid: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 import numpy as np
@@ -116,6 +116,21 @@ def happen(talk: Talk, listener: Listener, event: object) -> None:
     listener.take(talk.did(actions))
 
 
+def followed(talk: Talk, events: Iterable[object]) -> Listener:
+    """Runs of frames and what happens between them, and then silence; returns who followed all of it."""
+    listener = Listener(talk.turns)
+    for event in events:
+        if not isinstance(event, tuple):
+            happen(talk, listener, event)
+            continue
+        count, probability = event
+        for _ in range(count):
+            listener.take(talk.frame(probability))
+    for _ in range(whole_frames(2500)):
+        listener.take(talk.frame(0.0))
+    return listener
+
+
 @settings(max_examples=200)
 @given(st.lists(st.one_of(RUN, RUN, REPLY), max_size=30), st.sampled_from(get_args(Eagerness)), st.booleans())
 def test_without_a_key_every_turn_is_one_uninterrupted_piece_of_sound(
@@ -125,16 +140,7 @@ def test_without_a_key_every_turn_is_one_uninterrupted_piece_of_sound(
         return float(samples[-1] % 2)
 
     talk = Talk(TurnTaking(Patience.of(eagerness), judge if judged else None))
-    listener = Listener(talk.turns)
-    for event in events:
-        if isinstance(event, str):
-            happen(talk, listener, event)
-            continue
-        count, probability = event
-        for _ in range(count):
-            listener.take(talk.frame(probability))
-    for _ in range(whole_frames(2500)):
-        listener.take(talk.frame(0.0))
+    listener = followed(talk, events)
     assert talk.turns.state in (State.IDLE, State.THINKING, State.SPEAKING), "in silence nothing is left undecided"
     assert listener.replying == (talk.turns.state is not State.IDLE)
 
@@ -145,16 +151,7 @@ def test_with_keys_actions_keep_their_order_and_no_sample_is_given_twice(
     events: list[tuple[int, float] | str | bool],
 ) -> None:
     talk = Talk()
-    listener = Listener(talk.turns)
-    for event in [*events, "off"]:
-        if not isinstance(event, tuple):
-            happen(talk, listener, event)
-            continue
-        count, probability = event
-        for _ in range(count):
-            listener.take(talk.frame(probability))
-    for _ in range(whole_frames(2500)):
-        listener.take(talk.frame(0.0))
+    followed(talk, [*events, "off"])
     assert talk.turns.state in (State.IDLE, State.THINKING, State.SPEAKING)
 
 
