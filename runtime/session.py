@@ -113,6 +113,9 @@ def open_session(graph: Path, settings: SessionSettings, *, accuracy_level: int 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
+    # A plan of where every tensor goes would be kept for each shape ever seen, 25 KiB for one of a vocoder's: a
+    # conversation meets new lengths all the time, and without such plans runs are as fast.
+    options.enable_mem_pattern = False
     # Within a run, threads wait for work by spinning, which is quickest; between runs the cores are for other stages.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if settings.threads is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,36 @@ class Doubling(Module):
 
     def forward(self, op: Op, x: Value) -> list[Value]:
         return [op.Add(x, x)]
+
+
+class Growing(Module):
+    """Tensors that are all needed at the end, so that each has a place of its own."""
+
+    def forward(self, op: Op, x: Value) -> list[Value]:
+        steps = [x]
+        for _ in range(40):
+            steps.append(op.Exp(steps[-1]))
+        return [op.Sum(*steps)]
+
+
+class Allocated(ctypes.Structure):
+    """What `mallinfo2` tells."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +96,26 @@ def test_between_runs_a_session_leaves_the_cores_to_others(graph: Path) -> None:
         time.sleep(0.1)
         idle_ms.append(1000 * (time.process_time() - started))
     assert median(idle_ms) < 1
+
+
+def test_shapes_that_were_seen_are_not_remembered(tmp_path: Path) -> None:
+    if not hasattr(libc := ctypes.CDLL(None) if sys.platform == "linux" else object(), "mallinfo2"):
+        pytest.skip("needs glibc's mallinfo2, which counts what is allocated")
+    libc.mallinfo2.restype = Allocated
+    model = build(
+        Growing(), Style("ort", "float32"), "growing", [Port("x", FLOAT32, ("n",))], [Port("y", FLOAT32, ("n",))]
+    )
+    ir.save(model, tmp_path / "growing.onnx")
+    session = open_session(tmp_path / "growing.onnx", SessionSettings(threads=1))
+    ones = np.ones(3000, np.float32)
+    session.run({"x": ones})
+    before = libc.mallinfo2()
+    for length in range(2000, 3000):
+        session.run({"x": ones[:length]})
+    after = libc.mallinfo2()
+    assert (
+        after.uordblks + after.hblkhd - before.uordblks - before.hblkhd < 100_000
+    )  # a plan for each would take 1.8 MB
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones(graph: Path) -> None:
