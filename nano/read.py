@@ -95,10 +95,12 @@ def reply_losses(hidden: Tensor, embedding: Tensor, batch: Batch) -> dict[str, T
     return {"loss": F.cross_entropy(logits, labels), "exact": (wrong == 0).float().mean()}
 
 
-def typed_conversation(rng: random.Random, split: Split, long_prompts: float = 0.9, hard_share: float = 0.0) -> Example:
+def typed_conversation(
+    rng: random.Random, split: Split, long_prompts: float = 0.9, hard_share: float = 0.0, *, or_close: bool = False
+) -> Example:
     """A typed conversation of one to four turns, or a request for a transcript; `hard_share` of the turns are hard."""
     if rng.random() < _TRANSCRIBED:
-        exchange = _drawn(rng, split, hard_share)
+        exchange = _drawn(rng, split, hard_share, or_close)
         messages = [message("system", rng.choice(TRANSCRIPT_SYSTEM)), message("user", exchange.prompt)]
         return Example(messages, written(exchange))
     messages = [message("system", SYSTEM_PROMPT if rng.random() < long_prompts else HELPFUL)]
@@ -107,7 +109,7 @@ def typed_conversation(rng: random.Random, split: Split, long_prompts: float = 0
     for turn in range(turns + 1):
         if turn:
             messages.append(message("assistant", reply or ""))
-        exchange = _drawn(rng, split, hard_share)
+        exchange = _drawn(rng, split, hard_share, or_close)
         said = exchange.prompt if rng.random() < 0.5 else typed(exchange, rng)
         messages.append(message("user", said))
         reply = answer(exchange, reply)
@@ -124,9 +126,9 @@ def message(role: Role, text: str, *parts: Part) -> Message:
     return Message(role, [*parts, Text(text)])
 
 
-def _drawn(rng: random.Random, split: Split, hard_share: float) -> Exchange:
+def _drawn(rng: random.Random, split: Split, hard_share: float, or_close: bool) -> Exchange:
     if hard_share and rng.random() < hard_share:
-        return draw_hard(rng, split)
+        return draw_hard(rng, split, or_close=or_close)
     (skill,) = rng.choices(list(_SKILLS), weights=list(_SKILLS.values()))
     return draw(skill, rng, split)
 

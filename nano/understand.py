@@ -3,10 +3,11 @@
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
 says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part. In
-the second of six parts the vision tower, which could already name what it sees, learns to say it so that it is read;
+the second of seven parts the vision tower, which could already name what it sees, learns to say it so that it is read;
 the third drills what was still wrong: digits that repeat, sums beyond counting, and shapes that look alike. After it
 everything sounds like a sum beyond counting, so the fourth goes back to what is really asked. In the fifth the audio
-tower alone learns to hear the same in noise, and the sixth lets the Thinker follow it.
+tower alone learns to hear the same in noise, and the sixth lets the Thinker follow it. In the seventh, when all that is
+asked is heard, the Thinker alone goes on with what it still answers wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .read import message, reply_losses, sums_alone, text_model, typed_conversat
 from .recordings import Recording, Recordings
 from .sentences import TRANSCRIPT_SYSTEM
 from .training import Losses, Plan, device, device_of, finished, precision, quicken, train
-from .world import NO_PICTURE, Exchange, Skill, answer, describe, describe_move, draw, draw_hard, hard, typed
+from .world import NO_PICTURE, Exchange, Skill, answer, close, describe, describe_move, draw, draw_hard, hard, typed
 
 _SHARES = 2
 FIRST = Plan("understand-first", steps=3600, learning_rate=8e-4, warmup_steps=100, ema=0.998, shares=_SHARES)
@@ -38,7 +39,8 @@ SECOND = Plan("understand-second", steps=3000, learning_rate=6e-4, warmup_steps=
 THIRD = Plan("understand-third", steps=2000, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=12, shares=_SHARES)
 FOURTH = Plan("understand-fourth", steps=450, learning_rate=3e-4, warmup_steps=20, ema=0.99, seed=13, shares=_SHARES)
 FIFTH = Plan("understand-fifth", steps=2200, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=14, shares=_SHARES)
-SIXTH = Plan("understand", steps=1500, learning_rate=5e-4, warmup_steps=30, ema=0.998, seed=15, shares=_SHARES)
+SIXTH = Plan("understand-sixth", steps=1500, learning_rate=5e-4, warmup_steps=30, ema=0.998, seed=15, shares=_SHARES)
+SEVENTH = Plan("understand", steps=2000, learning_rate=6e-4, warmup_steps=30, ema=0.998, seed=16, shares=_SHARES)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Mixture:
     named: int = 0
     hard: float = 0.0
     """How often what is said or typed is drawn from what small models get wrong: see `world.hard`."""
+    close: bool = False
+    """Whether that includes sums almost beyond counting, see `world.close`, and being asked to say it again."""
     asked: float = 0.0
     """How many of the transcripts are asked for behind the sound, in the midst of a conversation."""
 
@@ -60,6 +64,7 @@ class Mixture:
 LESSONS = Mixture()
 DRILL = Mixture(typed=8, clips_every=4, named=12, hard=0.4, asked=0.5)
 REST = Mixture(typed=6, named=8, hard=0.12, asked=0.3)
+ANSWERS = Mixture(typed=8, spoken=16, clips_every=6, hard=0.35, close=True, asked=0.3)
 _BATCH_WEIGHTS = (0.45, 0.45, 0.2)
 """Weight of the loss for the shorter half of them, the longer half, and the clips."""
 _TRANSCRIBED = 0.25
@@ -107,6 +112,10 @@ def understand_stage() -> nn.Module:
     train(FOURTH, mind, UnderstandLoss(mind, recordings, REST))
     train(FIFTH, mind, hear.SteadyLoss(mind.ear, recordings))
     train(SIXTH, mind, UnderstandLoss(mind, recordings, REST))
+    mind.requires_grad_(False)
+    mind.language_model.layers.requires_grad_(True)
+    mind.language_model.norm.requires_grad_(True)
+    train(SEVENTH, mind, UnderstandLoss(mind, recordings, ANSWERS))
     return mind
 
 
@@ -190,7 +199,7 @@ class Conversations:
         self._recordings, self._mixture = recordings, mixture
         self._by_skill: dict[Skill | None, tuple[list[int], list[float]]] = {}
         skills, shares = [entry.skill for entry in recordings.entries], recordings.shares()
-        difficult = np.array([hard(entry.reply) for entry in recordings.entries])
+        difficult = np.array([self._difficult(entry.skill, entry.reply) for entry in recordings.entries])
         if mixture.hard and difficult.any():
             shares[difficult] *= mixture.hard / (1 - mixture.hard) * shares[~difficult].sum() / shares[difficult].sum()
         for skill in (None, *set(skills)):
@@ -203,7 +212,10 @@ class Conversations:
         mixture = self._mixture
         short = [self._spoken(plain, rng) for _ in range(mixture.spoken)]
         short += [self._pictured(plain, rng) for _ in range(mixture.pictures)]
-        read = [typed_conversation(plain, "train", hard_share=mixture.hard) for _ in range(mixture.typed)]
+        read = [
+            typed_conversation(plain, "train", hard_share=mixture.hard, or_close=mixture.close)
+            for _ in range(mixture.typed)
+        ]
         short += [Conversation(example, []) for example in read]
         short.sort(key=_length)
         half = len(short) // 2
@@ -229,7 +241,7 @@ class Conversations:
             turns = max(turns, 1) if plain.random() < 0.9 else 0
         for _ in range(turns):
             if self._mixture.hard and plain.random() < self._mixture.hard:
-                earlier = draw_hard(plain, "train")
+                earlier = draw_hard(plain, "train", or_close=self._mixture.close)
             else:
                 earlier = draw(plain.choice(("sums", "digits", "talk", "refusal")), plain, "train")
             if plain.random() < _SPOKEN_EARLIER:
@@ -272,6 +284,9 @@ class Conversations:
         else:
             messages.append(_user(shown, Text(typed(draw(skill, plain, "train"), plain))))
         return Conversation(Example(messages, reply), said)
+
+    def _difficult(self, skill: Skill, reply: str) -> bool:
+        return hard(reply) or (self._mixture.close and (skill == "again" or close(reply)))
 
     def _recording(self, plain: random.Random, skill: Skill | None = None) -> Recording:
         """One of a skill, or of any."""

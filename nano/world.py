@@ -64,6 +64,7 @@ __all__ = [
     "Skill",
     "Split",
     "answer",
+    "close",
     "describe",
     "describe_move",
     "draw",
@@ -84,6 +85,7 @@ _SINGLE_DIGIT_SHARE = 0.35  # of operands: small sums are asked most
 _OUT_OF_RANGE_SHARE = 0.15  # of sums: the result is one Nano cannot count to
 _REPEATED_SHARE = 0.15  # of digits after the first: chosen to be the one before, the hardest to hear
 _AGAIN_OF_HARD = 0.2
+_LOWEST, _HIGHEST = ({in_words(result) for result in limits} for limits in (range(6), range(90, 100)))
 _NO_PICTURE_SHARE = 0.1  # of talk: what is asked of a picture, without one
 _HOMOPHONES = {"for": "four", "to": "two", "too": "two", "won": "one", "ate": "eight", "by": "bye", "no": "know"}
 
@@ -122,14 +124,21 @@ def hard(reply: str) -> bool:
     return reply == COUNT_LIMIT or any(word == after and word in DIGITS for word, after in itertools.pairwise(words))
 
 
-def draw_hard(rng: random.Random, split: Split) -> Exchange:
-    """Draw an exchange whose reply is hard, or, since it should repeat such a reply, "say that again"."""
+def close(reply: str) -> bool:
+    """Whether a reply is a sum Nano can only just count to, which must be told from those beyond."""
+    asked, _, result = plain(reply).partition(" is ")
+    return ("plus" in asked and result in _HIGHEST) or ("minus" in asked and result in _LOWEST)
+
+
+def draw_hard(rng: random.Random, split: Split, *, or_close: bool = False) -> Exchange:
+    """Draw an exchange whose reply is hard (or `close`), or, since it should repeat such a reply, "say that again"."""
     if rng.random() < _AGAIN_OF_HARD:
         return draw("again", rng, split)
-    skill: Skill = rng.choice(("digits", "digits", "sums"))
-    while not hard((exchange := draw(skill, rng, split)).reply):
-        pass
-    return exchange
+    skill: Skill = rng.choice(("digits", "sums") if or_close else ("digits", "digits", "sums"))
+    while True:
+        exchange = draw(skill, rng, split)
+        if hard(exchange.reply) or (or_close and close(exchange.reply)):
+            return exchange
 
 
 def answer(exchange: Exchange, previous_reply: str | None) -> str:

@@ -30,6 +30,7 @@ SMALL = {
     (understand, "LESSONS"): understand.Mixture(typed=1, spoken=2, pictures=1, clips_every=1),
     (understand, "DRILL"): understand.Mixture(1, 3, 1, clips_every=2, named=2, hard=0.5, asked=0.5),
     (understand, "REST"): understand.Mixture(1, 2, 1, clips_every=2),
+    (understand, "ANSWERS"): understand.Mixture(1, 2, 1, clips_every=2, hard=0.5, close=True),
     (talker, "_BATCH"): 4, (vocoder, "_BATCH"): 1, (dit, "BATCH_FRAMES"): 400,
 }  # fmt: skip
 SKILLS: tuple[Skill, ...] = ("sums", "digits", "talk", "again", "picture", "video", "refusal")
@@ -115,7 +116,7 @@ def one_step(where: torch.device, folder: Path) -> Callable[[Plan, nn.Module, Ca
             return losses
 
         training.train(replace(plan, steps=1), module, checked, folder)
-        if not plan.name.endswith(("-first", "-second", "-third", "-fourth", "-fifth")):
+        if not plan.name.endswith(("-first", "-second", "-third", "-fourth", "-fifth", "-sixth")):
             raise Stepped
 
     return train

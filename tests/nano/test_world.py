@@ -16,6 +16,7 @@ from nearfield.nano.world import (
     Skill,
     Split,
     answer,
+    close,
     draw,
     draw_hard,
     examples,
@@ -172,11 +173,25 @@ def test_what_is_hard() -> None:
     assert not hard("Nine minus nine is zero.")
 
 
+def test_what_is_close() -> None:
+    assert close("Ninety minus eighty five is five.")
+    assert not close("Ninety minus eighty four is six.")
+    assert close("Forty five plus forty five is ninety.")
+    assert not close("Forty five plus forty four is eighty nine.")
+    assert not close("Zero plus zero is zero.")
+    assert not close("Ninety nine minus five is ninety four.")
+    assert not close(COUNT_LIMIT)
+    assert not close("You said nine zero.")
+
+
+@pytest.mark.parametrize("or_close", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
-def test_hard_exchanges_are_hard_and_of_their_split(split: Split) -> None:
+def test_hard_exchanges_are_hard_and_of_their_split(split: Split, or_close: bool) -> None:
     rng = random.Random(f"hard {split}")
-    drawn = [draw_hard(rng, split) for _ in range(600)]
-    assert all(hard(exchange.reply) for exchange in drawn if exchange.skill != "again")
+    drawn = [draw_hard(rng, split, or_close=or_close) for _ in range(600)]
+    asked = [exchange.reply for exchange in drawn if exchange.skill != "again"]
+    assert all(hard(reply) or (or_close and close(reply)) for reply in asked)
+    assert any(close(reply) for reply in asked) == or_close
     assert {exchange.skill for exchange in drawn} == {"sums", "digits", "again"}
     other = {_content(exchange) for skill in ("sums", "digits") for exchange in _draws(skill, SPLITS[split == "train"])}
     assert other.isdisjoint(_content(exchange) for exchange in drawn if exchange.skill != "again")
