@@ -9,7 +9,6 @@ the matrix it needs some `K × 256 × 4` bytes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,8 @@ from ..errors import QuantizationError
 from .grid import Array
 
 _BLOCK = 256
-_DAMPING = 0.06
+_DAMPING = 0.03
+_NORMAL_KURTOSIS = 3.0
 
 
 class Hessian:
@@ -29,13 +29,24 @@ class Hessian:
     def __init__(self, columns: int) -> None:
         self.columns, self.samples = columns, 0
         self._sum = np.zeros((columns, columns), np.float32)  # only the lower triangle is kept up to date
+        self._fourth = np.zeros(columns)
 
     def add(self, activations: npt.NDArray[np.floating[Any]]) -> None:
         """Take in a batch `(T, K)`; raises `QuantizationError` when it is of another width or not finite."""
         x = checked_activations(activations, self.columns)
         for block in _blocks(self.columns):
             self._sum[block, : block.stop] += x[:, block].T @ x[:, : block.stop]
+            self._fourth[block] += np.square(np.square(x[:, block], dtype=np.float64)).sum(0)
         self.samples += len(x)
+
+    def kurtosis(self) -> npt.NDArray[np.float64]:
+        """How heavy the tails of each input `(K)` are, `T · Σx⁴ / (Σx²)²`; 0 of one that was always 0.
+
+        It is 3 of a normally distributed one, and around 100 behind a gated activation, where a few samples make up
+        most of the moments.
+        """
+        squares = np.diagonal(self._sum).astype(np.float64)
+        return np.divide(self.samples * self._fourth, squares**2, out=np.zeros(self.columns), where=squares > 0)
 
     def matrix(self) -> Array:
         """Return H `(K, K)`, symmetric: this object's own memory, not a copy."""
@@ -71,7 +82,8 @@ class Factor:
 
     Both share one matrix `(K, K)`: R in its upper triangle and diagonal, H below. Damping adds to each diagonal element
     a share of itself and of the median element. (GPTQ's paper adds a share of the mean, which a few inputs of large
-    values raise until all others drown in it.)
+    values raise until all others drown in it.) An element found from T samples is off by about `√(kurtosis / T)` of
+    itself; in proportion to that it is damped.
     """
 
     def __init__(
@@ -79,15 +91,16 @@ class Factor:
     ) -> None:
         """Factorize H, in `K³ / 3` multiply-adds; with `overwrite` in its own memory, which leaves `hessian` empty.
 
-        `act_order` visits columns by falling diagonal. `damping` is the share that is added, by default `0.06 ·
-        √(K / T)`, which falls as the noise of T samples does. Raises `QuantizationError` when there are fewer samples
-        than an eighth of the inputs, all activations are 0, or the damping is too small for H.
+        `act_order` visits columns by falling diagonal. `damping` is the share that is added, by default `0.03 ·
+        √(K / T · kurtosis / 3)` of each input. Raises `QuantizationError` when there are fewer samples than an eighth
+        of the inputs, all activations are 0, or the damping is too small for H.
         """
         _check_samples(hessian)
+        shares = np.full(hessian.columns, damping)
         if damping is None:
-            damping = _DAMPING * math.sqrt(hessian.columns / hessian.samples)
+            shares = _DAMPING * np.sqrt(hessian.kurtosis() / _NORMAL_KURTOSIS * hessian.columns / hessian.samples)
         matrix = hessian.take() if overwrite else hessian.matrix().copy()
-        diagonal = _damped_diagonal(matrix, damping)
+        diagonal = _damped_diagonal(matrix, shares)
         np.fill_diagonal(matrix, diagonal)
         self.order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(len(diagonal))
         _permute(matrix, self.order)
@@ -126,7 +139,7 @@ def _check_samples(hessian: Hessian) -> None:
         )
 
 
-def _damped_diagonal(matrix: Array, damping: float) -> Array:
+def _damped_diagonal(matrix: Array, shares: npt.NDArray[np.float64]) -> Array:
     """The diagonal with damping; an input that was always 0 gets the median, so that its weights are just rounded."""
     diagonal = np.diagonal(matrix).copy()
     active = diagonal > 0
@@ -136,7 +149,7 @@ def _damped_diagonal(matrix: Array, damping: float) -> Array:
         )
     median = np.median(diagonal[active])
     diagonal[~active] = median
-    damped: Array = diagonal + np.float32(damping) * (diagonal + median)
+    damped: Array = diagonal + shares.astype(np.float32) * (diagonal + median)
     return damped
 
 

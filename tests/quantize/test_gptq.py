@@ -40,6 +40,14 @@ def _cost(weight: Array, quantized: QuantizedWeight, factor: Factor) -> Array:
     return cost
 
 
+def _moments(factor: Factor) -> npt.NDArray[np.float64]:
+    """The damped second moments, inputs in their own order."""
+    root = np.triu(factor.matrix).astype(np.float64)
+    back = np.argsort(factor.order)
+    moments: npt.NDArray[np.float64] = (root @ root.T)[np.ix_(back, back)]
+    return moments
+
+
 def _paper(weight: Array, x: Array, grid: Grid, damping: float, act_order: bool, block: int) -> npt.NDArray[np.uint8]:
     """Algorithm 1 of arXiv 2210.17323, in float64: inverse Hessian, its Cholesky factor, blocks of columns.
 
@@ -144,18 +152,40 @@ def test_sweeps_never_raise_the_error(seed: int, symmetric: bool) -> None:
 def test_independent_inputs_of_one_size_are_rounded_to_nearest(symmetric: bool) -> None:
     weight, _ = _layer(7, 150, 1)
     grid = Grid(group_size=32, symmetric=symmetric, scale_dtype=np.float16)
-    quantized = gptq(weight, _factor(3 * np.eye(150, dtype=np.float32)), grid, clip=False)
+    quantized = gptq(weight, _factor(3 * np.eye(150, dtype=np.float32)), grid, clip=False, sweeps=0)
     nearest = round_to_nearest(weight, grid)
     np.testing.assert_array_equal(quantized.codes, nearest.codes)
     np.testing.assert_array_equal(quantized.scales, nearest.scales)
 
 
+def test_scales_are_fitted_to_the_codes() -> None:
+    weight, x = _layer(7, 150, 400)
+    factor, grid = _factor(x), Grid(group_size=32)
+    moments = _moments(factor)
+    quantized = gptq(weight, factor, grid, sweeps=6)
+    error = weight - quantized.dequantize()
+    for group, inputs in grid.groups(150):
+        steps = np.zeros_like(weight)
+        steps[:, inputs] = quantized.codes[:, inputs] - quantized.zeros[:, [group]].astype(np.float32)
+        gain = ((error @ moments) * steps).sum(1) / ((steps @ moments) * steps).sum(1)
+        assert np.abs(gain / quantized.scales[:, group]).max() < 1e-3  # another scale would leave no smaller error
+
+
+def test_groups_larger_than_a_block_keep_their_scales() -> None:
+    weight, x = _layer(5, 300, 700)
+    factor, grid = _factor(x), Grid(group_size=256)
+    once, twice = (gptq(weight, factor, grid, sweeps=sweeps) for sweeps in (0, 2))
+    np.testing.assert_array_equal(once.scales[:, 0], twice.scales[:, 0])
+    assert (once.scales[:, 1] != twice.scales[:, 1]).any()  # 44 inputs
+    assert _cost(weight, twice, factor).sum() < _cost(weight, once, factor).sum()
+
+
 def test_rows_do_not_affect_another() -> None:
-    weight, x = _layer(600, 30, 200)  # more than the 512 rows that are worked on at a time
+    weight, x = _layer(2100, 30, 200)  # more than the 2048 rows that are worked on at a time
     factor = _factor(x)
     grid = Grid(group_size=16)
     whole = gptq(weight, factor, grid)
-    for rows in (slice(0, 3), slice(510, 514), slice(599, 600)):
+    for rows in (slice(0, 3), slice(2046, 2050), slice(2099, 2100)):
         alone = gptq(weight[rows], factor, grid)
         np.testing.assert_array_equal(alone.codes, whole.codes[rows])
         np.testing.assert_array_equal(alone.scales, whole.scales[rows])

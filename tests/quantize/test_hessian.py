@@ -87,11 +87,30 @@ def test_dividing_the_inputs_afterwards_is_dividing_them_before(columns: int) ->
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+def test_kurtosis_is_the_mean_fourth_power_over_the_squared_mean_square() -> None:
+    x = np.random.default_rng(0).standard_t(7, (900, 300)).astype(np.float32)
+    x[:, 7] = 0
+    squares = x.astype(np.float64) ** 2
+    expected = (squares**2).mean(0) / np.maximum(squares.mean(0) ** 2, 1e-9)
+    assert 3.5 < expected.mean() < 6
+    np.testing.assert_allclose(_hessian(x).kurtosis(), expected, rtol=1e-5)
+
+
+def test_damping_rises_with_the_tails() -> None:
+    rng, shares = np.random.default_rng(0), []
+    for x in (rng.standard_normal((800, 20)), rng.standard_t(3, (800, 20))):
+        plain = np.diagonal(_hessian(x).matrix())
+        factor = Factor(_hessian(x))
+        shares.append(float(((factor.diagonal - plain[factor.order]) / plain[factor.order]).min()))
+    assert shares[1] > 1.2 * shares[0]
+
+
 def test_damping_falls_with_the_samples() -> None:
     x = _inputs(20, 800)
     few, many = Factor(_hessian(x[:50])), Factor(_hessian(x))
-    by_hand = Factor(_hessian(x), damping=0.06 * np.sqrt(20 / 800))
-    np.testing.assert_array_equal(many.matrix, by_hand.matrix)
+    plain = np.diagonal(_hessian(x).matrix())
+    share = 0.03 * np.sqrt(20 / 800 * _hessian(x).kurtosis() / 3)
+    np.testing.assert_allclose(many.diagonal, (plain + share * (plain + np.median(plain)))[many.order], rtol=1e-6)
     shares = []
     for factor, hessian in ((few, _hessian(x[:50])), (many, _hessian(x))):
         plain = np.diagonal(hessian.matrix())[factor.order]
