@@ -54,7 +54,10 @@ FINAL_SECOND = Plan(
     "talker-final-second", steps=1500, learning_rate=8e-4, warmup_steps=30, ema=0.995, seed=17, shares=2
 )
 FINAL_THIRD = Plan("talker-final-third", steps=1100, learning_rate=1e-3, warmup_steps=30, ema=0.998, seed=27, shares=2)
-FINAL_FOURTH = Plan("talker-final", steps=1300, learning_rate=1e-3, warmup_steps=30, ema=0.998, seed=37, shares=2)
+FINAL_FOURTH = Plan(
+    "talker-final-fourth", steps=1300, learning_rate=1e-3, warmup_steps=30, ema=0.998, seed=37, shares=2
+)
+FINAL_FIFTH = Plan("talker-final", steps=2000, learning_rate=1e-3, warmup_steps=30, ema=0.998, seed=47, shares=2)
 
 _BATCH = 16
 _POOL_BATCHES = 8
@@ -90,7 +93,7 @@ def talker_final_stage() -> Talker:
     talker.load_state_dict(finished(TALKER.name))
     quicken(talker.model.layers)
     recordings = Recordings.load("train")
-    for plan in (FINAL_FIRST, FINAL_SECOND, FINAL_THIRD, FINAL_FOURTH):
+    for plan in (FINAL_FIRST, FINAL_SECOND, FINAL_THIRD, FINAL_FOURTH, FINAL_FIFTH):
         train(plan, talker, HeardTalkerLoss(plan, talker, mind, recordings))
     return talker
 

@@ -1,20 +1,21 @@
-"""`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 200 turns in a row.
+"""`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 400 turns in a row.
 
     python docs/measurements/voice.py [answers] [interruptions] [echo] [soak] > docs/measurements/voice.txt
 
 Needs the extra `[test]`, PulseAudio's packages (tests/audio_rig.py) and a quiet machine. Questions are nano's held-out
 recordings, played into a virtual microphone in whose room there is faint noise; everything is measured on recordings of
-both devices, with one clock.
+both devices, with one clock. Linux.
 
 answers        30 turns: from the last sample of the question to the first of the answer at the speaker
 interruptions  50 replies cut by a spoken question: from its first sample until the speaker is silent; and whether the
                model remembers what was heard
 echo           50 replies while the microphone hears the speaker at −6 dB, then ten interruptions
-soak           200 turns: underruns, memory of both processes, latency at the end beside that at the beginning
+soak           400 turns: underruns, memory of both processes, latency at the end beside that at the beginning
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
@@ -241,10 +242,11 @@ def echo(omni: Omni, times: int = 50) -> None:
     interruptions(omni, 10, echo=True)
 
 
-def soak(omni: Omni, turns: int = 200) -> None:
-    """Many turns in a row."""
+def soak(omni: Omni, turns: int = 400) -> None:
+    """Many turns in a row: memory is looked at in the second half, when every buffer has met its longest turn."""
     took, lost = [], 0
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
+    allocated = []
     with talking(omni) as talk:
         (audio,) = [child for child in psutil.Process().children() if "audio_process" in " ".join(child.cmdline())]
         processes = dict(zip(memory, (psutil.Process(), audio), strict=True))
@@ -260,9 +262,11 @@ def soak(omni: Omni, turns: int = 200) -> None:
             took.append(done.latency.first_sound_ms - (done.latency.silence_wait_ms or 0.0))
             for name, process in processes.items():
                 memory[name].append(process.memory_info().rss / 2**20)
+            allocated.append(allocated_mib())
         kept = talk.assistant._store.turns(talk.assistant._id, sounds=False)
     starved = [number for number, turn in enumerate(kept, 1) if turn.timing["underruns"]]
     print(f"soak: {turns - lost} of {turns} questions answered, underruns in turns {starved or 'none'}")
+    memory["model and talk, what it has allocated"] = allocated
     for name, values in memory.items():
         half = len(values) // 2
         slope = np.polyfit(np.arange(len(values) - half), values[half:], 1)[0] * 1024
@@ -274,6 +278,25 @@ def soak(omni: Omni, turns: int = 200) -> None:
     print(
         f"  answering without the wait, p95: first 50 turns {first:.0f} ms, last 50 {last:.0f} ms, {last / first:.2f}"
     )
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc's function of this name returns."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def allocated_mib() -> float:
+    """What this process has allocated and not freed, by glibc's account; what it holds is more."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = Mallinfo2
+    found = libc.mallinfo2()
+    return float(found.uordblks + found.hblkhd) / 2**20
 
 
 def main(names: Sequence[str]) -> None:
