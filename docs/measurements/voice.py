@@ -10,20 +10,22 @@ answers        30 turns: from the last sample of the question to the first of th
 interruptions  50 replies cut by a spoken question: from its first sample until the speaker is silent; and whether the
                model remembers what was heard
 echo           50 replies while the microphone hears the speaker at −6 dB, then ten interruptions
-soak           400 turns: underruns, memory of both processes, latency at the end beside that at the beginning
+soak           400 turns with the program itself: underruns, memory of both its processes, latency at the end beside
+               that at the beginning
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +39,12 @@ from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.apps.voice.assistant import Assistant
 from nearfield.apps.voice.notices import Notice, StateChanged, Trouble, TurnDone
 from nearfield.apps.voice.sound_device import DeviceChoice, SoundDevice
+from nearfield.apps.voice.store import ConversationStore
 from nearfield.apps.voice.turn_taking import State
 from nearfield.nano.questions import HELDOUT, load
 from nearfield.runtime.audio import read_audio
 from nearfield.runtime.omni import Omni
+from talk_process import TALK, Lines
 
 Samples = npt.NDArray[np.float32]
 
@@ -242,71 +246,60 @@ def echo(omni: Omni, times: int = 50) -> None:
     interruptions(omni, 10, echo=True)
 
 
-def soak(omni: Omni, turns: int = 400) -> None:
-    """Many turns in a row: memory is looked at in the second half, when every buffer has met its longest turn."""
-    took, lost = [], 0
+def soak(turns: int = 400) -> None:
+    """Many turns in a row with `nearfield talk` as people start it, looked at from outside."""
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
-    allocated = []
-    with talking(omni) as talk:
-        (audio,) = [child for child in psutil.Process().children() if "audio_process" in " ".join(child.cmdline())]
-        processes = dict(zip(memory, (psutil.Process(), audio), strict=True))
+    lost = 0
+    with AudioRig() as rig, rig.room_noise(ROOM_DB, seconds=7200), TemporaryDirectory() as folder:
+        environment = {**rig.environment, "NEARFIELD_DATA": folder}
+        process = subprocess.Popen(
+            [*TALK, "nano"], env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        lines = Lines(process)
+        lines.wait("^device: microphone", 0)
+        time.sleep(2.0)
+        (audio,) = psutil.Process(process.pid).children()
+        processes = dict(zip(memory, (psutil.Process(process.pid), audio), strict=True))
         for question in tqdm(questions(turns, 5), desc="soak"):
-            ask(talk, question)
-            done = talk.done()
-            talk.told.clear()
-            for recorder in (talk.rig.speaker, talk.rig.feed):  # this process holds what they recorded
-                recorder.forget()
-            if done is None or done.latency.first_sound_ms is None:
+            since = len(lines.seen)
+            rig.say(question).wait()
+            try:
+                lines.wait("^timing: ", since, seconds=30.0)
+            except AssertionError:
                 lost += 1
-                continue
-            took.append(done.latency.first_sound_ms - (done.latency.silence_wait_ms or 0.0))
-            for name, process in processes.items():
-                memory[name].append(process.memory_info().rss / 2**20)
-            allocated.append(allocated_mib())
-        kept = talk.assistant._store.turns(talk.assistant._id, sounds=False)
+            for recorder in (rig.speaker, rig.feed):
+                recorder.forget()
+            for name, each in processes.items():
+                memory[name].append(each.memory_info().rss / 2**20)
+        process.terminate()
+        process.wait(timeout=20)
+        store = ConversationStore(Path(folder) / "conversations.sqlite")
+        kept = store.turns(store.conversations()[0].id, sounds=False)
+    print(f"soak: {turns - lost} of {turns} questions answered, {len(kept)} turns kept")
     starved = [number for number, turn in enumerate(kept, 1) if turn.timing["underruns"]]
-    print(f"soak: {turns - lost} of {turns} questions answered, underruns in turns {starved or 'none'}")
-    memory["model and talk, what it has allocated"] = allocated
+    print(f"  underruns in turns {starved or 'none'}")
     for name, values in memory.items():
+        shown = ", ".join(f"{values[turn - 1]:.1f}" for turn in range(50, turns + 1, 50))
         half = len(values) // 2
         slope = np.polyfit(np.arange(len(values) - half), values[half:], 1)[0] * 1024
-        print(
-            f"  memory of {name}: after 10 turns {values[9]:.0f}, at the end {values[-1]:.0f} MiB; second half "
-            f"{slope:+.1f} KiB a turn"
-        )
-    first, last = (float(np.percentile(part, 95)) for part in (took[:50], took[-50:]))
+        print(f"  memory of {name} after every 50 turns: {shown} MiB; second half {slope:+.1f} KiB a turn")
+    took = [(turn.timing["first_sound_ms"] or np.nan) - (turn.timing["silence_wait_ms"] or 0.0) for turn in kept]
+    first, last = (float(np.nanpercentile(part, 95)) for part in (took[:50], took[-50:]))
     print(
         f"  answering without the wait, p95: first 50 turns {first:.0f} ms, last 50 {last:.0f} ms, {last / first:.2f}"
     )
 
 
-class Mallinfo2(ctypes.Structure):
-    """What glibc's function of this name returns."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
-def allocated_mib() -> float:
-    """What this process has allocated and not freed, by glibc's account; what it holds is more."""
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = Mallinfo2
-    found = libc.mallinfo2()
-    return float(found.uordblks + found.hblkhd) / 2**20
-
-
 def main(names: Sequence[str]) -> None:
     """Measure what is named, or all."""
     omni = Omni.load(DEMO_BUNDLE, threads=THREADS, context=CONTEXT)
-    print(f"{os.cpu_count()} cores, {THREADS} thread an operator, eagerness medium")
-    for part in (answers, interruptions, echo, soak):
+    print(f"{os.cpu_count()} cores, {THREADS} thread an operator, eagerness medium", flush=True)
+    for part in (answers, interruptions, echo):
         if not names or part.__name__ in names:
             part(omni)
             sys.stdout.flush()
+    if not names or "soak" in names:
+        soak()
 
 
 if __name__ == "__main__":

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from audio_rig import RATE_HZ, AudioRig
 from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.nano.questions import HELDOUT, load
 from nearfield.nano.recogniser import Recogniser, word_errors, words
+from talk_process import TALK, Lines
 
 DEMO = DEMO_BUNDLE.parent
 ASKED = (
@@ -27,39 +25,13 @@ ASKED = (
 )
 UNDERSTOOD = 0.6
 """Share of the words. Speech is drawn, and one draw may go wrong; `make nano-eval` has the exact share."""
-_TALK = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())", "talk"]
-
-
-class Lines:
-    """What a process prints, line by line, as it comes."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.seen: list[str] = []
-        self.pid = process.pid
-        self._process = process
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.seen.append(line.rstrip())
-
-    def wait(self, pattern: str, since: int, seconds: float = 60.0) -> str:
-        """The first line since number `since` that holds the pattern."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for line in self.seen[since:]:
-                if re.search(pattern, line):
-                    return line
-            time.sleep(0.02)
-        raise AssertionError(f"no line like {pattern!r} in {self.seen[since:]}")
 
 
 @contextmanager
 def talking(rig: AudioRig, *options: str, within: Sequence[str] = ()) -> Iterator[Lines]:
     """`nearfield talk` on the rig's devices; `within` is a command that runs it."""
     process = subprocess.Popen(
-        [*within, *_TALK, "nano", "--no-store", *options], env=rig.environment, text=True, stdin=subprocess.DEVNULL,
+        [*within, *TALK, "nano", "--no-store", *options], env=rig.environment, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
