@@ -188,7 +188,7 @@ def test_rows_do_not_affect_another() -> None:
     for rows in (slice(0, 3), slice(2046, 2050), slice(2099, 2100)):
         alone = gptq(weight[rows], factor, grid)
         np.testing.assert_array_equal(alone.codes, whole.codes[rows])
-        np.testing.assert_array_equal(alone.scales, whole.scales[rows])
+        np.testing.assert_allclose(alone.scales, whole.scales[rows], rtol=1e-6)  # sums of other sizes
 
 
 def test_moving_inputs_within_their_groups_moves_their_codes() -> None:
