@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     name = model_name(args.bundle)
     if sys.stderr.isatty():
         print(f"loading {name} …", file=sys.stderr)
-    omni = Omni.load(args.bundle, device=args.device, context=context)
+    omni = Omni.load(args.bundle, device=args.device, context=context, threads=_threads())
     assistant = Assistant(
         omni,
         device,
@@ -171,6 +172,14 @@ def run(args: argparse.Namespace) -> int:
     notes = [] if store is None or store.set_aside is None else [_SET_ASIDE.format(store.set_aside)]
     converse(assistant, shown, voices=omni.voices, folder=folder, save=args.save is not None, notes=notes)
     return 0
+
+
+def _threads() -> int:
+    """How many threads an operator may use: a reply has three stages at work at once, and the audio needs a core too.
+
+    With as many as there are cores, on two of them one reply in four had a gap.
+    """
+    return max(1, (os.cpu_count() or 2) // 2)
 
 
 def converse(
