@@ -34,15 +34,16 @@ class Loaded:
     voices = ("Chelsie", "Ethan")
 
 
-def load(_path: Path, device: Device, context: int) -> Loaded:
+def load(_path: Path, device: Device, context: int, threads: int) -> Loaded:
     """In place of `Omni.load`."""
     assert (device, context) == ("cpu", 640) or context == 2048
+    assert threads == max(1, (os.cpu_count() or 2) // 2)  # a reply's stages work side by side
     return Loaded()
 
 
-def load_too_early(_path: Path, device: Device, context: int) -> None:
+def load_too_early(_path: Path, device: Device, context: int, threads: int) -> None:
     """In place of `Omni.load` where it must not be called."""
-    raise AssertionError(f"loaded on {device} for {context} positions: mistakes must be found before that")
+    raise AssertionError(f"loaded on {device} for {context} positions and {threads} threads: mistakes come first")
 
 
 @pytest.fixture
