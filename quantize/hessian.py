@@ -96,9 +96,10 @@ class Factor:
         of the inputs, all activations are 0, or the damping is too small for H.
         """
         _check_samples(hessian)
-        shares = np.full(hessian.columns, damping)
         if damping is None:
             shares = _DAMPING * np.sqrt(hessian.kurtosis() / _NORMAL_KURTOSIS * hessian.columns / hessian.samples)
+        else:
+            shares = np.full(hessian.columns, damping)
         matrix = hessian.take() if overwrite else hessian.matrix().copy()
         diagonal = _damped_diagonal(matrix, shares)
         np.fill_diagonal(matrix, diagonal)

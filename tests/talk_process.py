@@ -7,8 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-TALK = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())", "talk"]
+from audio_rig import AudioRig
+
+_TALK = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())", "talk"]
 
 
 class Lines:
@@ -34,3 +38,23 @@ class Lines:
                     return line
             time.sleep(0.02)
         raise AssertionError(f"no line like {pattern!r} in {self.seen[since:]}")
+
+
+@contextmanager
+def talking(
+    rig: AudioRig, *options: str, within: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[Lines]:
+    """`nearfield talk nano` on the rig's devices; `within` runs it, `environment` goes before the rig's."""
+    process = subprocess.Popen(
+        [*within, *_TALK, "nano", *options], env={**rig.environment, **(environment or {})}, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        lines = Lines(process)
+        lines.wait("^device: microphone", 0)
+        yield lines
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        assert process.stdout is not None
+        process.stdout.close()

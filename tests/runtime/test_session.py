@@ -42,18 +42,14 @@ class Allocated(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_size_t)
         for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
         )
-    ]
+    ]  # fmt: skip
+
+    @property
+    def bytes(self) -> int:
+        """On the heap and in mappings of their own."""
+        return int(self.uordblks + self.hblkhd)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +91,7 @@ def test_between_runs_a_session_leaves_the_cores_to_others(graph: Path) -> None:
         started = time.process_time()  # of all threads; 10 ms of spinning, if they were let
         time.sleep(0.1)
         idle_ms.append(1000 * (time.process_time() - started))
-    assert median(idle_ms) < 1
+    assert median(idle_ms) < 5  # pytest's own threads take something too
 
 
 def test_shapes_that_were_seen_are_not_remembered(tmp_path: Path) -> None:
@@ -109,13 +105,10 @@ def test_shapes_that_were_seen_are_not_remembered(tmp_path: Path) -> None:
     session = open_session(tmp_path / "growing.onnx", SessionSettings(threads=1))
     ones = np.ones(3000, np.float32)
     session.run({"x": ones})
-    before = libc.mallinfo2()
+    before = libc.mallinfo2().bytes
     for length in range(2000, 3000):
         session.run({"x": ones[:length]})
-    after = libc.mallinfo2()
-    assert (
-        after.uordblks + after.hblkhd - before.uordblks - before.hblkhd < 100_000
-    )  # a plan for each would take 1.8 MB
+    assert libc.mallinfo2().bytes - before < 100_000  # a plan for each would take 1.8 MB
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones(graph: Path) -> None:

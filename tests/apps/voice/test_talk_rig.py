@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -15,7 +13,7 @@ from audio_rig import RATE_HZ, AudioRig
 from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.nano.questions import HELDOUT, load
 from nearfield.nano.recogniser import Recogniser, word_errors, words
-from talk_process import TALK, Lines
+from talk_process import talking
 
 DEMO = DEMO_BUNDLE.parent
 ASKED = (
@@ -27,29 +25,11 @@ UNDERSTOOD = 0.6
 """Share of the words. Speech is drawn, and one draw may go wrong; `make nano-eval` has the exact share."""
 
 
-@contextmanager
-def talking(rig: AudioRig, *options: str, within: Sequence[str] = ()) -> Iterator[Lines]:
-    """`nearfield talk` on the rig's devices; `within` is a command that runs it."""
-    process = subprocess.Popen(
-        [*within, *TALK, "nano", "--no-store", *options], env=rig.environment, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        lines = Lines(process)
-        lines.wait("^device: microphone", 0)
-        yield lines
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
 @pytest.mark.parametrize("voice", ["Chelsie", "Ethan"])
 def test_three_spoken_questions_are_answered_aloud(rig: AudioRig, voice: str) -> None:
     recogniser = Recogniser()
     errors = total = 0
-    with rig.room_noise(-60.0), talking(rig, "--voice", voice) as lines:
+    with rig.room_noise(-60.0), talking(rig, "--no-store", "--voice", voice) as lines:
         time.sleep(1.0)
         for recording, reply in ASKED:
             since, start = len(lines.seen), rig.speaker.count
@@ -76,7 +56,7 @@ def test_it_talks_with_the_network_cut_off(rig: AudioRig) -> None:
     cut_off = ["unshare", "--map-root-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*cut_off, "true"], capture_output=True).returncode:
         pytest.skip("no right to a network namespace")
-    with rig.room_noise(-60.0), talking(rig, within=cut_off) as lines:
+    with rig.room_noise(-60.0), talking(rig, "--no-store", within=cut_off) as lines:
         time.sleep(1.0)
         rig.say(DEMO / "question-1.flac").wait()
         assert lines.wait("nano: ", 0) == "nano: Seven plus four is eleven."
@@ -86,7 +66,7 @@ def test_it_talks_with_the_network_cut_off(rig: AudioRig) -> None:
 def test_who_speaks_while_it_speaks_is_heard(rig: AudioRig) -> None:
     longest = max((item for item in load() if item.task == "sentences"), key=lambda item: len(item.reply))
     assert longest.recording is not None
-    with rig.room_noise(-60.0), talking(rig) as lines:
+    with rig.room_noise(-60.0), talking(rig, "--no-store") as lines:
         time.sleep(1.0)
         rig.say(HELDOUT / longest.recording).wait()
         lines.wait("state: speaking", 0)
