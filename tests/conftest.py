@@ -6,6 +6,7 @@ Everything is built once a session, on one thread and from fixed seeds, so that 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never reaches for the network
@@ -21,6 +22,8 @@ from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.nano.training import CHECKPOINT
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
 
+# A shell starts what runs in the background with Ctrl+C ignored, and children inherit that: those of the tests as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("nearfield", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("nearfield")
 torch.set_num_threads(1)
