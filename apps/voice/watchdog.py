@@ -21,8 +21,8 @@ Float32 = npt.NDArray[np.float32]
 _FIRST_CALL_S = 2.0  # a Bluetooth headset takes that long to begin
 _NO_CALL_S = 0.5
 _BEGUN_S = 0.2  # so much sound: one that is asleep takes a buffer's full before it stands still
-_SILENCE_S = 1.0
-_PACE_S = 0.75
+_SILENCE_S = 0.8
+_PACE_S = 0.6  # half of the sound missing is then told within 0.84 s, wherever in such a stretch it began
 _LEAST_PACE = 0.8
 
 

@@ -1,11 +1,12 @@
 """`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 200 turns in a row.
 
-    python docs/measurements/voice.py [answers] [interruptions] [echo] [soak] > docs/measurements/voice.txt
+    python docs/measurements/voice.py [faults] [answers] [interruptions] [echo] [soak] > docs/measurements/voice.txt
 
 Needs the extra `[test]`, PulseAudio's packages (tests/audio_rig.py) and a quiet machine. Questions are nano's held-out
 recordings, played into a virtual microphone in whose room there is faint noise; everything is measured on recordings of
 both devices, with one clock. Linux.
 
+faults         six things that happen to devices, five times each: how soon it is told, and how soon it is over
 answers        30 turns: from the last sample of the question to the first of the answer at the speaker
 interruptions  50 replies cut by a spoken question: from its first sample until the speaker is silent; and whether the
                model remembers what was heard
@@ -18,11 +19,10 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,17 +34,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+import talk_process
 from audio_rig import RATE_HZ, AudioRig, Recorder
 from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.apps.voice.assistant import Assistant
 from nearfield.apps.voice.notices import Notice, StateChanged, Trouble, TurnDone
-from nearfield.apps.voice.sound_device import DeviceChoice, SoundDevice
+from nearfield.apps.voice.sound_device import DeviceChoice, DeviceState, SoundDevice
 from nearfield.apps.voice.store import ConversationStore
 from nearfield.apps.voice.turn_taking import State
 from nearfield.nano.questions import HELDOUT, load
 from nearfield.runtime.audio import read_audio
 from nearfield.runtime.omni import Omni
-from talk_process import TALK, Lines
+from sound_listener import Listener
 
 Samples = npt.NDArray[np.float32]
 
@@ -93,12 +94,17 @@ class Talk:
         return sum(notice == StateChanged(state) for _, notice in self.told[since:])
 
 
+def use(rig: AudioRig) -> None:
+    """Have this process, and those it starts, find the rig's devices."""
+    for name in ("PULSE_SERVER", "XDG_RUNTIME_DIR"):
+        os.environ[name] = rig.environment[name]
+
+
 @contextmanager
 def talking(omni: Omni) -> Iterator[Talk]:
     """A rig with an assistant that listens."""
     with AudioRig() as rig, rig.room_noise(ROOM_DB, seconds=3600):
-        for name in ("PULSE_SERVER", "XDG_RUNTIME_DIR"):
-            os.environ[name] = rig.environment[name]
+        use(rig)
         device = SoundDevice(DeviceChoice())
         assistant = Assistant(omni, device, seed=0)
         talk = Talk(rig, omni, assistant, device)
@@ -159,6 +165,69 @@ def floor_ms(talk: Talk, times: int = 10) -> list[float]:
         out = talk.rig.speaker.time_s(int(audible(talk.rig.speaker, began)[0])) - began
         took.append(1000 * out)
     return took
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a rig in whose room there is noise, and what puts it right."""
+
+    name: str
+    begin: Callable[[AudioRig, ExitStack], object]
+    end: Callable[[AudioRig], object]
+
+
+SLOW = Path(__file__).parents[2] / "tests" / "apps" / "voice" / "slow_audio_process.py"
+FAULTS = (
+    Fault("microphone unplugged", lambda rig, _: rig.unload("ci_mic"), lambda rig: rig.load("ci_mic")),
+    Fault("microphone suspended", lambda rig, _: rig.suspend("ci_mic"), lambda rig: rig.suspend("ci_mic", on=False)),
+    Fault(
+        "speaker suspended", lambda rig, _: rig.suspend("ci_speaker"), lambda rig: rig.suspend("ci_speaker", on=False)
+    ),
+    Fault("sound server killed", lambda rig, _: rig.kill_server(), lambda rig: rig.start()),
+    Fault("digital silence", lambda _, noise: noise.close(), lambda _: None),
+    Fault("callbacks that take 100 ms", lambda rig, _: slow(rig).touch(), lambda rig: slow(rig).unlink()),
+)
+
+
+def slow(rig: AudioRig) -> Path:
+    """The file that makes callbacks slow while it is there."""
+    return rig.folder / "slow"
+
+
+def right(state: DeviceState) -> bool:
+    """Whether there is nothing to be told."""
+    return state.working and state.trouble is None
+
+
+def suffer(fault: Fault) -> tuple[float, float]:
+    """Milliseconds from the fault until it is told; and from what puts it right until sound is heard again."""
+    with AudioRig() as rig:
+        use(rig)
+        device = SoundDevice(DeviceChoice(), command=[sys.executable, str(SLOW), str(slow(rig))])
+        with Listener(device) as listener:
+            with ExitStack() as noise:
+                noise.enter_context(rig.room_noise(ROOM_DB))
+                listener.wait(lambda: listener.states and right(listener.state), 5.0)
+                time.sleep(1.0)  # with the noise
+                since, began_s = len(listener.states), time.monotonic()
+                fault.begin(rig, noise)
+                listener.wait_for_state(lambda state: not right(state), 10.0, since)
+                told_s = next(at_s for at_s, state in listener.states[since:] if not right(state))
+                time.sleep(random.uniform(0.5, 1.5))  # it must not matter which attempt to begin again it meets
+            fault.end(rig)
+            ended_s = time.monotonic()
+            with rig.room_noise(ROOM_DB):
+                listener.wait(lambda: right(listener.state) and listener.frames[-1][0] > ended_s, 10.0)
+                return 1000 * (told_s - began_s), 1000 * (time.monotonic() - ended_s)
+
+
+def faults(times: int = 5) -> None:
+    """How soon the program tells what happened to a device, and how soon it hears again when it is put right."""
+    print(f"faults, {times} times each; told within 1000 and over within 3000 ms is wanted")
+    for fault in FAULTS:
+        told, over = zip(*(suffer(fault) for _ in tqdm(range(times), desc=fault.name)), strict=True)
+        print(percentiles(f"  {fault.name}: told after", told))
+        print(percentiles(f"  {'':{len(fault.name)}}  over after", over), flush=True)
 
 
 def answers(omni: Omni, turns: int = 30) -> None:
@@ -250,29 +319,27 @@ def soak(turns: int = 200) -> None:
     """Many turns in a row with `nearfield talk` as people start it, looked at from outside."""
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
     lost = 0
-    with AudioRig() as rig, rig.room_noise(ROOM_DB, seconds=7200), TemporaryDirectory() as folder:
-        environment = {**rig.environment, "NEARFIELD_DATA": folder}
-        process = subprocess.Popen(
-            [*TALK, "nano"], env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        lines = Lines(process)
-        lines.wait("^device: microphone", 0)
-        time.sleep(2.0)
-        (audio,) = psutil.Process(process.pid).children()
-        processes = dict(zip(memory, (psutil.Process(process.pid), audio), strict=True))
-        for question in tqdm(questions(turns, 5), desc="soak"):
-            since = len(lines.seen)
-            rig.say(question).wait()
-            try:
-                lines.wait("^timing: ", since, seconds=30.0)
-            except AssertionError:
-                lost += 1
-            for recorder in (rig.speaker, rig.feed):
-                recorder.forget()
-            for name, each in processes.items():
-                memory[name].append(each.memory_info().rss / 2**20)
-        process.terminate()
-        process.wait(timeout=20)
+    with TemporaryDirectory() as folder:
+        data = {"NEARFIELD_DATA": folder}
+        with (
+            AudioRig() as rig,
+            rig.room_noise(ROOM_DB, seconds=7200),
+            talk_process.talking(rig, environment=data) as lines,
+        ):
+            time.sleep(2.0)
+            (audio,) = psutil.Process(lines.pid).children()
+            processes = dict(zip(memory, (psutil.Process(lines.pid), audio), strict=True))
+            for question in tqdm(questions(turns, 5), desc="soak"):
+                since = len(lines.seen)
+                rig.say(question).wait()
+                try:
+                    lines.wait("^timing: ", since, seconds=30.0)
+                except AssertionError:
+                    lost += 1
+                for recorder in (rig.speaker, rig.feed):
+                    recorder.forget()
+                for name, process in processes.items():
+                    memory[name].append(process.memory_info().rss / 2**20)
         store = ConversationStore(Path(folder) / "conversations.sqlite")
         kept = store.turns(store.conversations()[0].id, sounds=False)
     print(f"soak: {turns - lost} of {turns} questions answered, {len(kept)} turns kept")
@@ -292,10 +359,13 @@ def soak(turns: int = 200) -> None:
 
 def main(names: Sequence[str]) -> None:
     """Measure what is named, or all."""
-    omni = Omni.load(DEMO_BUNDLE, threads=THREADS, context=CONTEXT)
-    print(f"{os.cpu_count()} cores, {THREADS} thread an operator, eagerness medium", flush=True)
-    for part in (answers, interruptions, echo):
-        if not names or part.__name__ in names:
+    if not names or "faults" in names:
+        faults()
+    parts = [part for part in (answers, interruptions, echo) if not names or part.__name__ in names]
+    if parts:
+        print(f"{os.cpu_count()} cores, {THREADS} thread an operator, eagerness medium", flush=True)
+        omni = Omni.load(DEMO_BUNDLE, threads=THREADS, context=CONTEXT)
+        for part in parts:
             part(omni)
             sys.stdout.flush()
     if not names or "soak" in names:

@@ -108,7 +108,7 @@ def test_a_stream_that_ended_or_failed_is_given_up() -> None:
 def test_digital_silence_is_told_while_it_lasts() -> None:
     bench = Bench(lasting_trouble="use headphones")
     bench.run(1)
-    state = bench.run(1.1, silent=True)
+    state = bench.run(0.9, silent=True)
     assert state is not None
     assert state.working
     assert state.trouble == "the microphone (Headset) gives only digital silence: is it muted?; use headphones"
@@ -119,12 +119,21 @@ def test_digital_silence_is_told_while_it_lasts() -> None:
 def test_too_little_sound_is_told_soon_and_while_it_lasts(microphone: float, speaker: float) -> None:
     bench = Bench()
     bench.run(2)
-    state = bench.run(1.6, microphone=microphone, speaker=speaker)
+    state = bench.run(1.25, microphone=microphone, speaker=speaker)
     assert state is not None
     assert not state.working
     kind = "microphone" if microphone < 1 else "speaker"
     assert state.trouble == f"only 50% of the {kind}'s sound gets through: the computer is too busy"
-    assert bench.run(1.6) == WORKING
+    assert bench.run(1.25) == WORKING
+
+
+@pytest.mark.parametrize("begins_s", np.arange(2.0, 2.7, 0.05))
+def test_half_of_the_sound_missing_is_told_within_a_second_whenever_it_begins(begins_s: float) -> None:
+    bench = Bench()
+    bench.run(begins_s)
+    state = bench.run(0.9, microphone=0.5)
+    assert state is not None
+    assert not state.working
 
 
 def test_another_default_is_taken_note_of() -> None:
