@@ -135,7 +135,9 @@ def run(args: argparse.Namespace) -> int:
     from ..voice.assistant import Assistant
     from ..voice.patience import Patience
     from ..voice.smart_turn import SmartTurn
+    from ..voice.steady_memory import keep_memory_steady
 
+    keep_memory_steady()
     # All that can be wrong is found before gigabytes are loaded, a missing microphone too.
     bundle = Bundle.open(args.bundle)
     context = args.context or (_NANO_CONTEXT if args.bundle == DEMO_BUNDLE else CONTEXT)
