@@ -19,7 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import torch
-from checkpoint_tokenizer import write_processor_files
+from checkpoint_tokenizer import token_ids, write_processor_files
+from nearfield.nano.published import talker_tokens, thinker_tokens
 from reference import load_model  # noqa: F401  # first of all that imports transformers: it settles torchvision
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 from transformers.utils import logging
@@ -45,19 +46,19 @@ SIZES = {
 
 def build_config(size: str) -> Qwen2_5OmniConfig:
     """Configuration of the published size."""
+    ids = token_ids()  # of a tokenizer much smaller than the published one, in the published files
     text, talker = SIZES[size]["text"], SIZES[size]["talker"]
     width = text["hidden_size"]
     return Qwen2_5OmniConfig(
         thinker_config={
-            "text_config": text | {"rope_parameters": ROPE, "eos_token_id": 151645},
+            "text_config": text | {"rope_parameters": ROPE, "eos_token_id": ids.im_end},
             "audio_config": {"encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
                              "d_model": 1280, "output_dim": width},
             "vision_config": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
                               "out_hidden_size": width},
-            "tie_word_embeddings": text["tie_word_embeddings"], "eos_token_id": 151645,
-            "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+            "tie_word_embeddings": text["tie_word_embeddings"], **thinker_tokens(ids),
         },
-        talker_config=talker | {"vocab_size": 8448},
+        talker_config=talker | {"vocab_size": 8448} | talker_tokens(ids),
         token2wav_config={},
     )  # fmt: skip
 
@@ -79,7 +80,8 @@ def main() -> None:
         shapes.pop("thinker.lm_head.weight", None)
     config.save_pretrained(directory)
     write_processor_files(directory)
-    voice = {"cond": torch.randn(1, 192), "ref_mel": torch.randn(1, 400, 80) - 5, "bos_token": 151872}
+    bos = token_ids().voice_chelsie
+    voice = {"cond": torch.randn(1, 192), "ref_mel": torch.randn(1, 400, 80) - 5, "bos_token": bos}
     torch.save({"Chelsie": voice, "Ethan": voice}, directory / "spk_dict.pt")
     write_shards(directory, shapes)
 

@@ -1,4 +1,4 @@
-"""`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 200 turns in a row.
+"""`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 300 turns in a row.
 
     python docs/measurements/voice.py [faults] [answers] [interruptions] [echo] [soak] > docs/measurements/voice.txt
 
@@ -11,7 +11,7 @@ answers        30 turns: from the last sample of the question to the first of th
 interruptions  50 replies cut by a spoken question: from its first sample until the speaker is silent; and whether the
                model remembers what was heard
 echo           50 replies while the microphone hears the speaker at −6 dB, then ten interruptions
-soak           200 turns with the program itself: underruns, memory of both its processes, latency at the end beside
+soak           300 turns with the program itself: underruns, memory of both its processes, latency at the end beside
                that at the beginning
 """
 
@@ -315,7 +315,7 @@ def echo(omni: Omni, times: int = 50) -> None:
     interruptions(omni, 10, echo=True)
 
 
-def soak(turns: int = 200) -> None:
+def soak(turns: int = 300) -> None:
     """Many turns in a row with `nearfield talk` as people start it, looked at from outside."""
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
     lost = 0
