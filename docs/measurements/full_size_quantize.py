@@ -3,10 +3,11 @@
     python docs/measurements/full_size_quantize.py 3b gptq WORKDIR [KILLS] >> docs/measurements/full_size_quantize.txt
 
 Needs the extra `[test]` and a quiet machine; WORKDIR takes 25 GB for 3b and 50 GB for 7b. The checkpoint in it is made
-by full_size_checkpoint.py if it is not there. Calibration: nano's 128 conversations, chained to 16 of several turns,
-which is the least number taken, and enough tokens for the widest layer. With KILLS the command is killed (SIGKILL) that
-often, at moments drawn by chance, and given again each time; the result lies beside that of a run without, and the
-files of both are compared when both are there. Peak memory is that of the process, mapped files included. Linux.
+by full_size_checkpoint.py if it is not there. Calibration: 32 of nano's conversations, chained to 16 of two questions:
+the least number that is taken, and some 4,000 tokens, enough for the widest layer. With KILLS the command is killed
+(SIGKILL) that often, at moments drawn by chance, and given again each time; the result lies beside that of a run
+without, and the files of both are compared when both are there. Peak memory is that of the process, mapped files
+included. Linux.
 """
 
 import argparse
@@ -21,19 +22,19 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CONVERSATIONS = 16
+CONVERSATIONS, QUESTIONS = 16, 2
 NEARFIELD = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())"]
 
 
 def write_calibration(folder: Path) -> None:
-    """Chain nano's conversations to a few long ones."""
+    """Chain some of nano's conversations to fewer and longer ones."""
     nano = ROOT / "nano" / "calibration"
     shutil.copytree(nano, folder)
     lines = (nano / "calibration.jsonl").read_text(encoding="utf-8").splitlines()
     conversations = [json.loads(line)["messages"] for line in lines]
     chained = []
     for first in range(CONVERSATIONS):
-        its = conversations[first::CONVERSATIONS]
+        its = conversations[first::CONVERSATIONS][:QUESTIONS]
         turns = [message for messages in its for message in messages if message["role"] != "system"]
         chained.append({"messages": [its[0][0], *turns]})
     text = "".join(json.dumps(conversation) + "\n" for conversation in chained)
