@@ -318,6 +318,7 @@ def echo(omni: Omni, times: int = 50) -> None:
 def soak(turns: int = 300) -> None:
     """Many turns in a row with `nearfield talk` as people start it, looked at from outside."""
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
+    stolen_ms: list[float] = []  # by other machines on the same processor, both cores together
     lost = 0
     with TemporaryDirectory() as folder:
         data = {"NEARFIELD_DATA": folder}
@@ -330,12 +331,13 @@ def soak(turns: int = 300) -> None:
             (audio,) = psutil.Process(lines.pid).children()
             processes = dict(zip(memory, (psutil.Process(lines.pid), audio), strict=True))
             for question in tqdm(questions(turns, 5), desc="soak"):
-                since = len(lines.seen)
+                since, stolen_s = len(lines.seen), psutil.cpu_times().steal
                 rig.say(question).wait()
                 try:
                     lines.wait("^timing: ", since, seconds=30.0)
                 except AssertionError:
                     lost += 1
+                stolen_ms.append(1000 * (psutil.cpu_times().steal - stolen_s))
                 for recorder in (rig.speaker, rig.feed):
                     recorder.forget()
                 for name, process in processes.items():
@@ -345,6 +347,10 @@ def soak(turns: int = 300) -> None:
     print(f"soak: {turns - lost} of {turns} questions answered, {len(kept)} turns kept")
     starved = [number for number, turn in enumerate(kept, 1) if turn.timing["underruns"]]
     print(f"  underruns in turns {starved or 'none'}")
+    if starved and not lost:
+        stolen = ", ".join(f"{stolen_ms[number - 1]:.0f}" for number in starved)
+        print(f"  meanwhile the host gave its cores to others for {stolen} ms; p95 of all turns", end=" ")
+        print(f"{np.percentile(stolen_ms, 95):.0f} ms")
     for name, values in memory.items():
         shown = ", ".join(f"{values[turn - 1]:.1f}" for turn in range(50, turns + 1, 50))
         half = len(values) // 2
