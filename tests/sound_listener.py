@@ -13,6 +13,11 @@ from nearfield.apps.voice.sound_device import DeviceState, Heard, SoundDevice
 Float32 = npt.NDArray[np.float32]
 
 
+def right(state: DeviceState) -> bool:
+    """Whether there is nothing to be told."""
+    return state.working and state.trouble is None
+
+
 class Listener:
     """All that came from a device, in order; a context manager around the device, which it starts and closes."""
 

@@ -2,8 +2,8 @@
 
 glibc raises the size from which on it does so with every large buffer that is freed, up to 32 MiB (mallopt(3),
 M_MMAP_THRESHOLD). From then on a reply's buffers, which are of all sizes, lie among those that stay, and the holes
-between them never quite fit the next: with nano 10 MiB more, and 1 to 5 KiB a turn. Setting the threshold
-keeps it where it is. Other systems' allocators do not work like that.
+between them never quite fit the next: with nano 10 MiB more, and 1 to 5 KiB a turn. Setting the threshold keeps it
+where it is. Other systems' allocators do not work like that.
 """
 
 from __future__ import annotations

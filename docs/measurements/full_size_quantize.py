@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CONVERSATIONS, QUESTIONS = 16, 2
-NEARFIELD = [sys.executable, "-c", "from nearfield.apps.cli.main import main; raise SystemExit(main())"]
+NEARFIELD = str(Path(sys.executable).with_name("nearfield"))
 
 
 def write_calibration(folder: Path) -> None:
@@ -44,7 +45,7 @@ def write_calibration(folder: Path) -> None:
 def run(arguments: list[str], kill_after_s: float | None = None) -> tuple[bool, float, float, float]:
     """Run a command of Nearfield: whether it ended by itself, its seconds, seconds of CPU, and peak memory in GB."""
     began = time.monotonic()
-    process = subprocess.Popen([*NEARFIELD, *arguments])
+    process = subprocess.Popen([NEARFIELD, *arguments])
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
@@ -53,21 +54,24 @@ def run(arguments: list[str], kill_after_s: float | None = None) -> tuple[bool, 
             process.kill()
         time.sleep(0.1)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, -9):
+    killed = kill_after_s is not None and process.returncode == -signal.SIGKILL
+    if process.returncode and not killed:
         raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}")
     seconds = time.monotonic() - began
-    return process.returncode == 0, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+    return not killed, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def quantize(checkpoint: Path, out: Path, calibration: Path, method: str, kills: int) -> None:
     """Quantize, killed now and then, and print a line each time it ends."""
     command = ["quantize", str(checkpoint), "-o", str(out), "--calibration", str(calibration), "--method", method]
-    ended, left, total_s = False, kills, 0.0
-    while not ended:
-        ended, seconds, cpu, peak = run(command, random.uniform(20, 600) if left else None)
-        left, total_s = left - 1, total_s + seconds
+    total_s = 0.0
+    for kill_after_s in (*(random.uniform(20, 600) for _ in range(kills)), None):
+        ended, seconds, cpu, peak = run(command, kill_after_s)
+        total_s += seconds
         how = "ended" if ended else "killed"
         print(f"  {how} after {seconds:.0f} s, {cpu:.0f} s of CPU; peak memory {peak:.2f} GB", flush=True)
+        if ended:
+            break
     print(f"  {out.name}: {total_s / 60:.1f} minutes in all", flush=True)
 
 

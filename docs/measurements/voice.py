@@ -39,13 +39,13 @@ from audio_rig import RATE_HZ, AudioRig, Recorder
 from nearfield.apps.cli.common import DEMO_BUNDLE
 from nearfield.apps.voice.assistant import Assistant
 from nearfield.apps.voice.notices import Notice, StateChanged, Trouble, TurnDone
-from nearfield.apps.voice.sound_device import DeviceChoice, DeviceState, SoundDevice
+from nearfield.apps.voice.sound_device import DeviceChoice, SoundDevice
 from nearfield.apps.voice.store import ConversationStore
 from nearfield.apps.voice.turn_taking import State
 from nearfield.nano.questions import HELDOUT, load
 from nearfield.runtime.audio import read_audio
 from nearfield.runtime.omni import Omni
-from sound_listener import Listener
+from sound_listener import Listener, right
 
 Samples = npt.NDArray[np.float32]
 
@@ -192,11 +192,6 @@ FAULTS = (
 def slow(rig: AudioRig) -> Path:
     """The file that makes callbacks slow while it is there."""
     return rig.folder / "slow"
-
-
-def right(state: DeviceState) -> bool:
-    """Whether there is nothing to be told."""
-    return state.working and state.trouble is None
 
 
 def suffer(fault: Fault) -> tuple[float, float]:

@@ -21,7 +21,7 @@ import pytest
 from audio_rig import RATE_HZ, AudioRig, Recorder
 from nearfield.apps.voice.sound_device import DeviceChoice, DeviceState, SoundDevice
 from nearfield.errors import AudioDeviceError
-from sound_listener import Listener
+from sound_listener import Listener, right
 
 Float32 = npt.NDArray[np.float32]
 
@@ -194,10 +194,6 @@ def test_its_own_voice_is_not_heard(rig: AudioRig) -> None:
 
 def wrong(state: DeviceState) -> bool:
     return not state.working
-
-
-def right(state: DeviceState) -> bool:
-    return state.working and state.trouble is None
 
 
 Fault = Callable[[AudioRig], object]

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import glibc
 import pytest
 
 CODE = """
-import ctypes
 import numpy as np
+from glibc import allocated
 from nearfield.apps.voice.steady_memory import keep_memory_steady
 
-class Usage(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
-
-libc = ctypes.CDLL(None)
-libc.mallinfo2.restype = Usage
 {first}
 for _ in range(3):
-    before = libc.mallinfo2().hblks
+    before = allocated().mappings
     buffer = np.ones(2 << 20, np.uint8)
-    print(libc.mallinfo2().hblks - before, end=" ")
+    print(allocated().mappings - before, end=" ")
     del buffer
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
+@pytest.mark.skipif(glibc.missing() is not None, reason=str(glibc.missing()))
 @pytest.mark.parametrize(("first", "apart"), [("keep_memory_steady()", "1 1 1"), ("", "1 0 0")], ids=["kept", "not"])
-def test_large_buffers_lie_apart_from_what_stays(first: str, apart: str) -> None:
+def test_large_buffers_lie_apart_from_what_stays(monkeypatch: pytest.MonkeyPatch, first: str, apart: str) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(glibc.__file__).parent))
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(first=first)], capture_output=True, check=True, encoding="utf-8"
     )
