@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else object()
 
@@ -40,3 +41,15 @@ def allocated() -> Allocated:
     _LIBC.mallinfo2.restype = Allocated
     told: Allocated = _LIBC.mallinfo2()
     return told
+
+
+def arenas(file: Path) -> int:
+    """How many arenas there are; what glibc writes about them goes to a file."""
+    assert isinstance(_LIBC, ctypes.CDLL)
+    _LIBC.fopen.restype, _LIBC.fclose.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    _LIBC.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    stream = _LIBC.fopen(bytes(file), b"w")
+    assert stream, f"{file} cannot be written"
+    _LIBC.malloc_info(0, stream)
+    _LIBC.fclose(stream)
+    return file.read_text(encoding="utf-8").count("<heap nr=")

@@ -148,7 +148,7 @@ class _Loop:
         try:
             while True:
                 self._obey()
-                self._replies.feed()
+                self._replies.feed(time.monotonic())
                 self._listen()
                 self._report(time.monotonic())
         except Gone as gone:
@@ -167,7 +167,7 @@ class _Loop:
     def _do(self, command: Message) -> None:
         match command:
             case Play(reply, samples):
-                self._replies.play(reply, samples)
+                self._replies.play(reply, samples, time.monotonic())
             case Finish(reply):
                 self._replies.finish(reply)
             case Hold():

@@ -1,8 +1,9 @@
 """Replies on their way to the speaker, in the audio process: sound as it is made, at 24 kHz → the speaker's ring.
 
 One reply at a time; their numbers grow, and what comes late for an earlier one is ignored. A reply begins when a little
-of it is there, so that it need not stop at once for want of sound; when it stops all the same, it collects more before
-it goes on. Only half a second lies in the ring; the rest waits here, and can be forgotten.
+of it is there, and as much later as replies before it needed not to stop for want of sound (playout.py); when it stops
+all the same, it collects more before it goes on. Only half a second lies in the ring; the rest waits here, and can be
+forgotten.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from .playout import PlayoutDelay
 from .resampler import Resampler
 from .speaker import Output
 from .wire import SPEAKER_RATE_HZ, Played, Progress
@@ -55,10 +57,11 @@ class Replies:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._most_from_a_step = 2 * _STEP_SAMPLES * output.rate_hz // SPEAKER_RATE_HZ
+        self._delay = PlayoutDelay()
         self._reply = self._new(-1)
 
-    def play(self, number: int, samples: Float32) -> None:
-        """Add sound `(n,)` at 24 kHz; a new number drops what is left of the reply before."""
+    def play(self, number: int, samples: Float32, now_s: float) -> None:
+        """Add sound `(n,)` at 24 kHz that came at `now_s`; a new number drops what is left of the reply before."""
         self._begin(number)
         reply, output = self._reply, self._output
         if number < reply.number or reply.closed:
@@ -66,6 +69,7 @@ class Replies:
         if reply.flowing and not reply.waiting and output.ring.filled == 0 and output.starved:
             reply.underruns += 1  # only now it is clear that it was no end
             reply.flowing, reply.enough_s = False, _BEGIN_AGAIN_S
+        self._delay.arrived(len(samples), now_s)
         reply.samples += len(samples)
         reply.waiting.append(samples)
 
@@ -81,12 +85,12 @@ class Replies:
         self._output.drop()
         self._reply.dropped = self._reply.closed = True
 
-    def feed(self) -> None:
-        """Fill the ring from what waits, at the device's rate."""
+    def feed(self, now_s: float) -> None:
+        """Fill the ring from what waits, at the device's rate, if it may begin by `now_s`."""
         reply, ring = self._reply, self._output.ring
         if not reply.flowing:
             waiting_s = sum(map(len, reply.waiting)) / SPEAKER_RATE_HZ
-            reply.flowing = waiting_s >= reply.enough_s or reply.closed
+            reply.flowing = reply.closed or (waiting_s >= reply.enough_s and self._delay.over(now_s))
         while reply.flowing and reply.waiting and ring.room > self._most_from_a_step:
             piece = reply.waiting.popleft()
             if len(piece) > _STEP_SAMPLES:
@@ -114,6 +118,7 @@ class Replies:
         """Make this the reply that is played, if it is a later one."""
         if number > self._reply.number:
             self.drop()
+            self._delay.begin()
             self._reply = self._new(number)
 
     def _new(self, number: int) -> _Reply:

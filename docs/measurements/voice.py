@@ -22,7 +22,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -310,11 +310,17 @@ def echo(omni: Omni, times: int = 50) -> None:
     interruptions(omni, 10, echo=True)
 
 
+def seconds(sound: Samples | None, rate_hz: int) -> float:
+    """How long a kept sound is."""
+    return 0.0 if sound is None else len(sound) / rate_hz
+
+
 def soak(turns: int = 300) -> None:
     """Many turns in a row with `nearfield talk` as people start it, looked at from outside."""
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
     stolen_ms: list[float] = []  # by other machines on the same processor, both cores together
-    lost = 0
+    computed_s: list[float] = []  # by the model and talk
+    lost: list[int] = []
     with TemporaryDirectory() as folder:
         data = {"NEARFIELD_DATA": folder}
         with (
@@ -323,39 +329,47 @@ def soak(turns: int = 300) -> None:
             talk_process.talking(rig, environment=data) as lines,
         ):
             time.sleep(2.0)
-            (audio,) = psutil.Process(lines.pid).children()
-            processes = dict(zip(memory, (psutil.Process(lines.pid), audio), strict=True))
-            for question in tqdm(questions(turns, 5), desc="soak"):
-                since, stolen_s = len(lines.seen), psutil.cpu_times().steal
+            talk, began = psutil.Process(lines.pid), len(lines.seen)
+            for number, question in enumerate(tqdm(questions(turns, 5), desc="soak"), 1):
+                since, stolen_s, computed = len(lines.seen), psutil.cpu_times().steal, sum(talk.cpu_times()[:2])
                 rig.say(question).wait()
                 try:
                     lines.wait("^timing: ", since, seconds=30.0)
                 except AssertionError:
-                    lost += 1
+                    lost.append(number)
+                    tqdm.write(f"not answered: {lines.seen[since:]}", file=sys.stderr)
                 stolen_ms.append(1000 * (psutil.cpu_times().steal - stolen_s))
+                computed_s.append(sum(talk.cpu_times()[:2]) - computed)
                 for recorder in (rig.speaker, rig.feed):
                     recorder.forget()
-                for name, process in processes.items():
-                    memory[name].append(process.memory_info().rss / 2**20)
+                with suppress(psutil.NoSuchProcess):  # an audio process that has just been given up
+                    for name, process in zip(memory, [talk, *talk.children()], strict=False):
+                        info = process.memory_info()
+                        memory[name].append((info.rss - info.shared) / 2**20)  # not the pages of mapped files
+            told = [line for line in lines.seen[began:] if line.startswith(("device", "trouble"))]
         store = ConversationStore(Path(folder) / "conversations.sqlite")
-        kept = store.turns(store.conversations()[0].id, sounds=False)
-    print(f"soak: {turns - lost} of {turns} questions answered, {len(kept)} turns kept")
+        kept = store.turns(store.conversations()[0].id)
+    print(f"soak: {turns - len(lost)} of {turns} questions answered, {len(kept)} turns kept; not answered: {lost}")
+    print(f"  told of devices and troubles: {told}")
     starved = [number for number, turn in enumerate(kept, 1) if turn.timing["underruns"]]
     print(f"  underruns in turns {starved or 'none'}")
     if starved and not lost:
-        stolen = ", ".join(f"{stolen_ms[number - 1]:.0f}" for number in starved)
-        print(f"  meanwhile the host gave its cores to others for {stolen} ms; p95 of all turns", end=" ")
-        print(f"{np.percentile(stolen_ms, 95):.0f} ms")
+        sounded_s = [seconds(turn.question_sound, 16_000) + seconds(turn.reply_sound, 24_000) for turn in kept]
+        slower = np.array(computed_s) / sounded_s
+        slower /= np.median(slower)
+        why = ", ".join(f"{stolen_ms[number - 1]:.0f} ms and {slower[number - 1]:.2f}" for number in starved)
+        print(f"  meanwhile the host gave its cores to others, and the processor time of the same work was × {why};")
+        print(f"  p95 of all turns {np.percentile(stolen_ms, 95):.0f} ms and {np.percentile(slower, 95):.2f}")
     for name, values in memory.items():
-        shown = ", ".join(f"{values[turn - 1]:.1f}" for turn in range(50, turns + 1, 50))
+        shown = ", ".join(f"{values[turn - 1]:.1f}" for turn in range(50, len(values) + 1, 50))
         half = len(values) // 2
         slope = np.polyfit(np.arange(len(values) - half), values[half:], 1)[0] * 1024
         print(f"  memory of {name} after every 50 turns: {shown} MiB; second half {slope:+.1f} KiB a turn")
-    took = [(turn.timing["first_sound_ms"] or np.nan) - (turn.timing["silence_wait_ms"] or 0.0) for turn in kept]
-    first, last = (float(np.nanpercentile(part, 95)) for part in (took[:50], took[-50:]))
-    print(
-        f"  answering without the wait, p95: first 50 turns {first:.0f} ms, last 50 {last:.0f} ms, {last / first:.2f}"
-    )
+    whole = np.array([turn.timing["first_sound_ms"] or np.nan for turn in kept])
+    waited = np.array([turn.timing["silence_wait_ms"] or 0.0 for turn in kept])
+    for what, took in (("answering", whole), ("of it, all but the wait for silence", whole - waited)):
+        first, last = (float(np.nanpercentile(part, 95)) for part in (took[:50], took[-50:]))
+        print(f"  {what}, p95: first 50 turns {first:.0f} ms, last 50 {last:.0f} ms, {last / first:.2f}")
 
 
 def main(names: Sequence[str]) -> None:

@@ -37,12 +37,16 @@ class Device:
     def run(self, blocks: int, *, dry: bool = False) -> Float32:
         """Let so many blocks pass and return them, `(n,)`."""
         for _ in range(blocks):
-            self.replies.feed()
+            self.replies.feed(self.now_s)
             block = np.full((240, self._channels), 9, np.float32)
             self.output.fill(block, self.now_s + DELAY_S, device_ran_dry=dry)
             self._blocks.append(block)
             self.now_s += BLOCK_S
         return np.concatenate(self._blocks[-blocks:])[:, 0]
+
+    def play(self, number: int, samples: Float32) -> None:
+        """Sound comes now."""
+        self.replies.play(number, samples, self.now_s)
 
     def played(self) -> Played:
         progress = self.replies.progress(self.now_s)
@@ -57,7 +61,7 @@ def ramp(count: int) -> Float32:
 
 def test_all_of_it_is_played_on_every_channel_and_counted_when_it_is_heard() -> None:
     device, reply = Device(channels=2), ramp(9600)
-    device.replies.play(1, reply)
+    device.play(1, reply)
     device.replies.finish(1)
     counts = []
     for _ in range(50):
@@ -79,7 +83,7 @@ def test_whatever_happens_every_sample_is_played_once_and_in_order(steps: list[t
     for step, count in steps:
         match step:
             case "play":
-                device.replies.play(1, np.arange(sent, sent + count, dtype=np.float32) + 1)
+                device.play(1, np.arange(sent, sent + count, dtype=np.float32) + 1)
                 sent += count
             case "run":
                 device.run(1 + count // 200)
@@ -105,7 +109,7 @@ def test_whatever_happens_every_sample_is_played_once_and_in_order(steps: list[t
 
 def test_held_it_fades_within_ten_milliseconds_and_goes_on_with_the_next_sample() -> None:
     device = Device()
-    device.replies.play(1, np.ones(24_000, np.float32))
+    device.play(1, np.ones(24_000, np.float32))
     device.run(20)
     device.output.held = True
     faded = device.run(3)
@@ -127,23 +131,23 @@ def test_held_before_it_begins_nothing_is_heard() -> None:
     device = Device()
     device.output.held = True
     device.run(2)
-    device.replies.play(1, np.ones(4800, np.float32))
+    device.play(1, np.ones(4800, np.float32))
     assert not device.run(20).any()
     assert device.played() == Played(0, finished=False, first_sample_s=None, underruns=0)
 
 
 def test_dropped_it_is_silent_and_the_next_reply_is_whole() -> None:
     device = Device()
-    device.replies.play(1, np.full(24_000, 0.5, np.float32))
+    device.play(1, np.full(24_000, 0.5, np.float32))
     device.run(10)
     device.replies.drop()
-    device.replies.play(1, np.full(2400, 0.5, np.float32))  # late
+    device.play(1, np.full(2400, 0.5, np.float32))  # late
     assert not device.run(10)[240:].any()
     device.run(5)
     played = device.played()
     assert (played.samples, played.finished) == (11 * 240, False)
-    device.replies.play(2, ramp(2400))
-    device.replies.play(1, np.ones(2400, np.float32))  # later still
+    device.play(2, ramp(2400))
+    device.play(1, np.ones(2400, np.float32))  # later still
     device.replies.finish(2)
     np.testing.assert_array_equal(device.run(10), ramp(2400))
     assert not device.run(10).any()
@@ -152,7 +156,7 @@ def test_dropped_it_is_silent_and_the_next_reply_is_whole() -> None:
 
 def test_dropped_while_held_nothing_is_heard_of_it_any_more() -> None:
     device = Device()
-    device.replies.play(1, np.full(24_000, 0.5, np.float32))
+    device.play(1, np.full(24_000, 0.5, np.float32))
     device.run(10)
     device.output.held = True
     device.run(2)
@@ -163,9 +167,9 @@ def test_dropped_while_held_nothing_is_heard_of_it_any_more() -> None:
 
 def test_a_new_reply_takes_the_place_of_the_one_before() -> None:
     device = Device()
-    device.replies.play(1, np.full(24_000, 0.5, np.float32))
+    device.play(1, np.full(24_000, 0.5, np.float32))
     device.run(10)
-    device.replies.play(2, np.ones(2400, np.float32))
+    device.play(2, np.ones(2400, np.float32))
     device.replies.finish(2)
     sound = device.run(20)
     assert np.count_nonzero(sound == 1) >= 2400 - 240
@@ -175,23 +179,41 @@ def test_a_new_reply_takes_the_place_of_the_one_before() -> None:
 
 def test_sound_that_comes_too_late_is_an_underrun_but_the_end_is_none() -> None:
     device = Device()
-    device.replies.play(1, ramp(2400))
+    device.play(1, ramp(2400))
     device.run(20)
     assert device.played().underruns == 0
-    device.replies.play(1, ramp(2400))
+    device.play(1, ramp(2400))
     assert device.played().underruns == 1
     assert not device.run(10).any(), "after an underrun more is collected first"
-    device.replies.play(1, ramp(2400))
+    device.play(1, ramp(2400))
     assert device.run(20).any()
     device.replies.finish(1)
     device.run(20)
     assert device.played() == Played(7200, finished=True, first_sample_s=10.04, underruns=1)
 
 
+def test_where_sound_comes_too_late_the_next_reply_begins_later_and_has_no_gap() -> None:
+    device, underruns, waited = Device(), [], []
+    for number in (1, 2):
+        asked_s = device.now_s
+        for blocks in (18, 30, 0):  # from one piece to the next: the second comes 80 ms after the first has been heard
+            device.play(number, ramp(2400 if blocks == 18 else 12_000))
+            device.run(blocks or 1)
+        device.replies.finish(number)
+        device.run(150)
+        played = device.played()
+        assert (played.samples, played.finished, played.first_sample_s is None) == (26_400, True, False)
+        underruns.append(played.underruns)
+        waited.append((played.first_sample_s or 0.0) - asked_s - DELAY_S)
+    assert underruns == [1, 0]
+    assert waited[0] < 0.01
+    assert 0.08 < waited[1] < 0.2
+
+
 def test_a_device_that_runs_dry_itself_is_an_underrun_too() -> None:
     device = Device()
     device.run(3, dry=True)  # nothing is playing
-    device.replies.play(1, ramp(4800))
+    device.play(1, ramp(4800))
     device.run(2)
     device.run(1, dry=True)
     assert device.played().underruns == 1
@@ -206,6 +228,6 @@ def test_a_reply_without_sound_is_finished_at_once() -> None:
 
 def test_what_the_device_got_is_known_to_the_last_sample() -> None:
     device = Device()
-    device.replies.play(1, ramp(4800))
+    device.play(1, ramp(4800))
     device.run(30)
     np.testing.assert_array_equal(device.output.given.take(), device.sound[:, 0])
