@@ -22,8 +22,12 @@ from .decoder import Decoder, Float32, Int64
 from .sampling import Sampler, Sampling
 from .thinker import Table, gather_rows
 
-SpeechStop = Literal["end", "max_codes", "context"]
-"""Why speech ended: the Talker said so, the limit was reached, or the Talker's context is full."""
+SpeechStop = Literal["end", "max_codes", "text", "context"]
+"""Why speech ended: the Talker said so, the limit was reached, its text is over for far too long, or the Talker's
+context is full.
+"""
+
+_CODES_PER_ROW, _CODES_BESIDE = 40, 100
 
 
 class Talker:
@@ -52,7 +56,7 @@ class Talker:
         self._sampler: Sampler | None = None
         self._stop_reason: SpeechStop | None = None
         self._previous_code = settings.codec_bos_token_id
-        self._count = self._max_codes = 0
+        self._count = self._max_codes = self._rows_pushed = self._text_codes = 0
         self.reset()
 
     def reset(self) -> None:
@@ -121,10 +125,16 @@ class Talker:
         if self._text_finished:
             raise ValueError("a row was pushed after finish_text(); begin() starts another reply")
         self._rows.append(row)
+        self._rows_pushed += 1
 
     def finish_text(self) -> None:
-        """Say that no more rows come."""
+        """Say that no more rows come.
+
+        A Talker that misses its end babbles for as long as it may. So speech ends at the latest when it has taken 0.8 s
+        for each of its tokens and two seconds more, several times what they take; CosyVoice 2 has the same bound.
+        """
         self._text_finished = True
+        self._text_codes = _CODES_PER_ROW * self._rows_pushed + _CODES_BESIDE
         if self._count == 0 and not self._rows:
             self._stop_reason = "end"  # nothing was said
 
@@ -152,6 +162,8 @@ class Talker:
         self._count += 1
         if self._count == self._max_codes:
             self._stop_reason = "max_codes"
+        elif self._text_finished and self._count >= self._text_codes:
+            self._stop_reason = "text"
         elif self._decoder.length == self._decoder.context:
             self._stop_reason = "context"
         return code
@@ -169,7 +181,7 @@ class Talker:
         self._sampler = self._stop_reason = None
         self._text_finished = self._text_eos_fed = False
         self._previous_code = self._settings.codec_bos_token_id
-        self._count = self._max_codes = 0
+        self._count = self._max_codes = self._rows_pushed = self._text_codes = 0
 
     def _next_row(self) -> Float32:
         if self._rows:

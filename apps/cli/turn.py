@@ -131,6 +131,8 @@ def cuts(reply: Reply, max_codes: int) -> list[str]:
             found.append("speech cut by the checkpoint's limit")
         case "max_codes":
             found.append("speech cut by --max-seconds")
+        case "text":
+            found.append("speech cut: it did not end long after its text was said")
         case "context":
             found.append("speech cut by its context (--context, or a shorter question)")
     return found

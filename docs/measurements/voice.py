@@ -1,4 +1,4 @@
-"""`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 300 turns in a row.
+"""`nearfield talk` on virtual devices, from sound to sound: how soon it answers and falls silent, 200 turns in a row.
 
     python docs/measurements/voice.py [faults] [answers] [interruptions] [echo] [soak] > docs/measurements/voice.txt
 
@@ -11,7 +11,7 @@ answers        30 turns: from the last sample of the question to the first of th
 interruptions  50 replies cut by a spoken question: from its first sample until the speaker is silent; and whether the
                model remembers what was heard
 echo           50 replies while the microphone hears the speaker at −6 dB, then ten interruptions
-soak           300 turns with the program itself: underruns, memory of both its processes, latency at the end beside
+soak           200 turns with the program itself: underruns, memory of both its processes, latency at the end beside
                that at the beginning
 """
 
@@ -315,7 +315,7 @@ def seconds(sound: Samples | None, rate_hz: int) -> float:
     return 0.0 if sound is None else len(sound) / rate_hz
 
 
-def soak(turns: int = 300) -> None:
+def soak(turns: int = 200) -> None:
     """Many turns in a row with `nearfield talk` as people start it, looked at from outside."""
     memory: dict[str, list[float]] = {"model and talk": [], "audio process": []}
     stolen_ms: list[float] = []  # by other machines on the same processor, both cores together
@@ -353,7 +353,7 @@ def soak(turns: int = 300) -> None:
     print(f"  told of devices and troubles: {told}")
     starved = [number for number, turn in enumerate(kept, 1) if turn.timing["underruns"]]
     print(f"  underruns in turns {starved or 'none'}")
-    if starved and not lost:
+    if starved and not lost:  # or turns are not questions
         sounded_s = [seconds(turn.question_sound, 16_000) + seconds(turn.reply_sound, 24_000) for turn in kept]
         slower = np.array(computed_s) / sounded_s
         slower /= np.median(slower)

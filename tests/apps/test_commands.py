@@ -208,6 +208,7 @@ def test_what_was_cut_is_told_with_the_option() -> None:
     assert told("max_tokens", "max_codes") == ["text cut by --max-tokens", "speech cut by --max-seconds"]
     assert "--context" in told("context", None)[0]
     assert "--context" in told("end", "context")[0]
+    assert "did not end" in told("end", "text")[0]
     whole = Reply(TurnEnd("", "end", "max_codes", timing), np.zeros(0, np.float32), 24_000)
     assert cuts(whole, max_codes=51) == ["speech cut by the checkpoint's limit"]
 

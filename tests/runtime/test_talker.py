@@ -158,6 +158,13 @@ def say(talker: Talker, prompt: Prompt, **options: Any) -> list[int]:
     return list(talker.codes())
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_speech_that_goes_on_long_after_its_text_ends(case: Case, rows: int) -> None:
+    talker = case.talker(context=512)
+    codes = say(talker, make_prompt(case, rows), max_codes=400)
+    assert (len(codes), talker.stop_reason) == (100 + 40 * rows, "text")
+
+
 @pytest.mark.parametrize("reply_rows", [1, 2, 9])
 def test_greedy_codes_are_those_of_the_reference(case: Case, reply_rows: int) -> None:
     prompt = make_prompt(case, reply_rows, seed=reply_rows)
