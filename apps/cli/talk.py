@@ -177,10 +177,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _threads() -> int:
-    """How many threads an operator may use: a reply has three stages at work at once, and the audio needs a core too.
-
-    With as many as there are cores, on two of them one reply in four had a gap.
-    """
+    """How many threads an operator may use: a reply has three stages at work at once, and the audio needs a core."""
     return max(1, (os.cpu_count() or 2) // 2)
 
 
