@@ -7,9 +7,12 @@ matter least is kept.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .grid import Array, Grid, Stored, extremes
 
@@ -27,6 +30,7 @@ More than the whole range is among them: there the largest weight, often the one
 WHOLE: tuple[float, ...] = ()
 """No clipping."""
 _SIDES = (0.875, 0.75, 0.625, 0.5)
+_ROWS_AT_ONCE = 2048  # 1 MB of a group of 128: what is computed stays in the cache of one core
 
 
 def fit_groups(
@@ -40,8 +44,19 @@ def fit_groups(
     rows, columns = weight.shape
     scales = np.empty((rows, grid.group_count(columns)), grid.scale_dtype)
     zeros = np.empty(scales.shape, np.float32)
-    for group, inputs in grid.groups(columns):
-        scales[:, group], zeros[:, group] = _fit_group(weight[:, inputs], grid, importance[group], shares)
+
+    def fit(piece: tuple[int, slice, slice]) -> None:
+        group, inputs, some = piece
+        scales[some, group], zeros[some, group] = _fit_group(weight[some, inputs], grid, importance[group], shares)
+
+    pieces = [
+        (group, inputs, slice(start, start + _ROWS_AT_ONCE))
+        for group, inputs in grid.groups(columns)
+        for start in range(0, rows, _ROWS_AT_ONCE)
+    ]
+    # Little of the work is BLAS's: pieces have a core each, and BLAS that of the piece.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fit, pieces))
     return scales, zeros
 
 

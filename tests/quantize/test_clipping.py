@@ -82,3 +82,14 @@ def test_groups_of_zeros_stay_zeros() -> None:
     scales, zeros = fit_groups(weight, Grid(group_size=16), importance)
     np.testing.assert_array_equal(scales, 1)
     np.testing.assert_array_equal(zeros, 0)
+
+
+def test_rows_are_fitted_alike_however_many_there_are() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(3, (2050, 40)).astype(np.float32)  # two rows more than are fitted at once
+    grid = Grid(group_size=16)
+    importance = [rng.uniform(size=inputs.stop - inputs.start).astype(np.float32) for _, inputs in grid.groups(40)]
+    scales, zeros = fit_groups(weight, grid, importance)
+    last_scales, last_zeros = fit_groups(weight[-2:], grid, importance)
+    np.testing.assert_array_equal(scales[-2:], last_scales)
+    np.testing.assert_array_equal(zeros[-2:], last_zeros)
