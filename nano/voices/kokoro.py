@@ -34,6 +34,7 @@ _LETTERS = {  # espeak's phonemes → those Kokoro learnt with, in this order
     "en-gb": {"eə": "ɛː", "iə": "ɪə", "əʊ": "Q"},
 }
 _DIPHTHONGS = {"aɪ": "I", "aʊ": "W", "eɪ": "A", "ɔɪ": "Y", "dʒ": "ʤ", "tʃ": "ʧ", "r": "ɹ", "ɐ": "ə"}
+_SYLLABIC = {f"{consonant}\u0329": f"ᵊ{consonant}" for consonant in "nl"}  # as in "button"
 
 
 class Kokoro:
@@ -77,7 +78,7 @@ class Kokoro:
 
 def _phonemes(text: str, accent: str) -> str:
     phonemes = espeak.engine().phonemes(text, accent)
-    for theirs, own in {**_LETTERS[accent], **_DIPHTHONGS}.items():
+    for theirs, own in {**_LETTERS[accent], **_DIPHTHONGS, **_SYLLABIC}.items():
         phonemes = phonemes.replace(theirs, own)
     return phonemes
 

@@ -116,3 +116,9 @@ def test_the_splits_share_no_voice() -> None:
 
 def test_words_of_a_text_and_where_they_start() -> None:
     assert spoken_words("What's that, Nano?") == [("what's", 0), ("that", 7), ("nano", 13)]
+
+
+def test_kokoro_knows_every_sign_it_is_given() -> None:
+    kokoro_voice = installed("kokoro")
+    (speech,) = kokoro_voice.speak_many("en-us+jf_alpha", [Line("Button, little, important.")])
+    assert 0.8 < seconds(speech) < 5
