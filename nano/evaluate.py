@@ -206,10 +206,13 @@ def _text(omni: Omni, asked: Sequence[Message], ends: list[TurnEnd]) -> str:
 
 
 def listened(
-    omni: Omni, voice: str, items: Sequence[Item], recogniser: Recogniser, ends: list[TurnEnd]
+    omni: Omni, voice: str, items: Sequence[Item], recogniser: Recogniser, ends: list[TurnEnd], first_seed: int = 0
 ) -> Iterator[tuple[Item, str, list[str]]]:
-    """Have each item answered aloud and listen: item, the text of the reply, the words heard."""
-    for seed, item in enumerate(_progress(items, f"speech, {voice}")):
+    """Have each item answered aloud and listen: item, the text of the reply, the words heard.
+
+    Each item is spoken with a seed of its own, from `first_seed` on.
+    """
+    for seed, item in enumerate(_progress(items, f"speech, {voice}"), first_seed):
         pieces = [np.zeros(0, np.float32)]
         rate_hz = omni.bundle.manifest.token2wav.sample_rate_hz
         for event in omni.respond(messages(item), voice=voice, seed=seed, max_tokens=MAX_TOKENS, max_codes=MAX_CODES):

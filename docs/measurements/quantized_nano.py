@@ -7,7 +7,8 @@ draws docs/measurements/quantized_nano.png as well: perplexity by method, and th
 Thinker and Talker at 4 bits in groups of 128, calibrated on nano/calibration; everything else, and the first line's
 decoders, in float32, INT4 products with int8 activations as deployed. Answers: the exact ones among all typed, spoken
 and shown held-out items (`nano/heldout`). Perplexity: of the right replies to them, token by token. Words: those of the
-spoken replies that pocketsphinx recognises, both voices.
+spoken replies that pocketsphinx recognises, both voices, each reply with SEEDS seeds, because the Talker samples: ± is
+the standard error over the replies.
 Needs the extra `[train]`.
 """
 
@@ -28,12 +29,13 @@ from nearfield.export.export import ExportOptions, export_bundle
 from nearfield.nano.calibration import FOLDER
 from nearfield.nano.evaluate import AIMS, CHECKPOINT, MAX_TOKENS, THREADS, Answerer, Judge, listened
 from nearfield.nano.questions import Item, load, messages
-from nearfield.nano.recogniser import Recogniser
+from nearfield.nano.recogniser import Recogniser, word_errors, words
 from nearfield.runtime.events import TurnEnd
 from nearfield.runtime.messages import Message
 from nearfield.runtime.omni import Omni
 
 METHODS = ("float32", "rtn", "awq", "gptq", "awq-gptq")
+SEEDS = 5
 TEXT = ("sentences", "voices", "typed", "again", "picture", "video", "refusal")
 DRAWING = Path(__file__).with_suffix(".png")
 
@@ -69,6 +71,20 @@ def surprise(omni: Omni, item: Item) -> list[float]:
         nats.append(float(np.logaddexp.reduce(logits) - logits[token]))
         thinker.step(token)
     return nats
+
+
+def words_spoken(omni: Omni, items: Sequence[Item]) -> tuple[float, float]:
+    """Share of the spoken words that are recognised, and its standard error (of a ratio, replies drawn by chance)."""
+    right, total = [], []
+    recogniser = Recogniser()
+    for voice in omni.voices:
+        for run in range(SEEDS):
+            for _, text, found in listened(omni, voice, items, recogniser, [], first_seed=run * len(items)):
+                total.append(len(words(text)))
+                right.append(total[-1] - word_errors(words(text), found))
+    share = sum(right) / sum(total)
+    left = np.array(right) - share * np.array(total)
+    return share, float(np.std(left) * math.sqrt(len(left)) / sum(total))
 
 
 def draw(perplexity: dict[str, float], errors: dict[str, dict[str, float]]) -> None:
@@ -113,18 +129,14 @@ def main() -> None:
             scores = [judge.score(items[task]) for task in TEXT]
             right, total = sum(score.right for score in scores), sum(score.total for score in scores)
             written = judge.score(items["transcript"])
-            heard = [
-                judge.heard("speech", voice, listened(omni, voice, items["speech"], Recogniser(), []))
-                for voice in omni.voices
-            ]
+            share, error = words_spoken(omni, items["speech"])
             nats = [nat for task in TEXT for item in items[task] for nat in surprise(omni, item)]
             perplexity[method] = math.exp(sum(nats) / len(nats))
             if method != "float32":
                 errors[method] = linear_errors(Path(folder) / method)
-            words = sum(score.right for score in heard) / sum(score.total for score in heard)
             print(
                 f"{method:<10} {right:>8} of {total:>4} {100 * right / total:>5.1f}% {100 * written.share:>11.1f}% "
-                f"{100 * words:>12.1f}% {perplexity[method]:>11.4f} {took:>11.0f} s",
+                f"{100 * share:>6.1f}% ± {100 * error:>3.1f} {perplexity[method]:>11.4f} {took:>11.0f} s",
                 flush=True,
             )
     draw(perplexity, errors)
