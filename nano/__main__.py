@@ -66,12 +66,14 @@ STAGES = (  # of those that could be next, the first is: so the longest way to t
     Stage("evaluate", "evaluate:main", ("export", "heldout")),
     Stage("card", "card:main", ("evaluate",)),
 )
+RESTORE = Stage("restore", "restore:restore_stage", ("recordings",))
+"""No part of the whole: where nano/build is lost, all stages of the shipped checkpoint count as finished again."""
 
 
 def main(names: list[str]) -> int:
     """Run the stages named, or all; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    known = {stage.name: stage for stage in STAGES}
+    known = {stage.name: stage for stage in (*STAGES, RESTORE)}
     if unknown := [name for name in names if name not in known]:
         print(f"no stage is called {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2

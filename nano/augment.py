@@ -57,12 +57,15 @@ def disturb_timed(
 
 
 def disturb_beside(
-    samples: Samples | npt.NDArray[np.int16], rng: np.random.Generator, snr_db: tuple[float, float] = SNR_DB
+    samples: Samples | npt.NDArray[np.int16],
+    rng: np.random.Generator,
+    snr_db: tuple[float, float] = SNR_DB,
+    loud_share: float = LOUD_SHARE,
 ) -> tuple[Samples, Samples]:
     """One utterance twice, as long and with each word at the same moment: clean, and disturbed with all strength."""
     speech = _floats(samples)
     spoken = _spoken(speech, rng, 1.0).samples
-    return np.clip(spoken, -1, 1), _recorded(spoken, _level(speech), rng, 1.0, snr_db)
+    return np.clip(spoken, -1, 1), _recorded(spoken, _level(speech), rng, 1.0, snr_db, loud_share)
 
 
 def _level(speech: Samples) -> float:
@@ -89,6 +92,7 @@ def _recorded(
     rng: np.random.Generator,
     strength: float,
     snr_db: tuple[float, float] = SNR_DB,
+    loud_share: float = LOUD_SHARE,
 ) -> Samples:
     """In a room, by some microphone, with noise and at another level; `level` is the speech's."""
     speech = _filter(speech, rng, strength)
@@ -99,7 +103,7 @@ def _recorded(
         drawn_db = rng.uniform(loudest_db, softest_db)
         speech += noise[start : start + len(speech)] * np.float32(level * 10 ** (-drawn_db / 20))
     gain_db = rng.uniform(-LEVEL_DB, LEVEL_DB) * strength
-    if rng.random() < LOUD_SHARE * strength:
+    if rng.random() < loud_share * strength:
         gain_db = rng.uniform(*LOUD_DB)
     gain = min(10 ** (gain_db / 20), LOUDEST_PEAK / float(np.abs(speech).max() + 1e-6))
     recorded: Samples = np.clip(speech * np.float32(gain), -1, 1)

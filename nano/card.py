@@ -2,6 +2,7 @@
 
 Inputs: nano/build (corpora, curves, scores.json), the checkpoint's configuration, the bundle's manifest, the held-out
 items → outputs: README.md and curves.png in nano/checkpoint. Every figure comes from those files; only words are here.
+Curves are kept in nano/curves, in few rows each: nano/build may be lost, and what the weights went through is not.
 """
 
 from __future__ import annotations
@@ -78,12 +79,14 @@ direction together make a combination, one in ten of which is held out."""
 
 _LIMITS = """- Its last stages still gained when they ended, and some of the scores above are too low for that.
 - These weights are of several sessions. The code above is what they ended with, but the first two parts of stage hear
-  were run before words that only ever begin a sentence had a class of their own, and mostly on two voices and espeak's;
-  the first part of see saw pictures half as wide; the Talker's first stage knew the Thinker of reason's first part; the
-  first part of understand had fewer repeated digits, sums out of range and clipped speech, and its second no long
-  conversations until step 1,170; its first two heard less clipped speech. The first stage of the Talker and the first
-  two parts of talker-final had only the first part of the lines to learn from, and each part of talker-final knew the
-  Thinker as it was then.
+  were run before words that only ever begin a sentence had a class of their own, and mostly on two voices and
+  espeak's; the first part of see saw pictures half as wide; the Talker's first stage knew the Thinker of reason's
+  first part; the first part of understand had fewer repeated digits, sums out of range and clipped speech, and its
+  second no long conversations until step 1,170; its first two heard less clipped speech, and before its ninth,
+  numbers that sound alike did not count as hard. The first stage of the Talker and the first two parts of
+  talker-final had only the first part of the lines to learn from, and each part of talker-final knew the Thinker as
+  it was then. Between its seventh and its eighth part the training states were lost, and it went on from the
+  checkpoint, in bfloat16 (`nano/restore.py`).
 - English within the world above, and nothing else; it was taught to refuse the rest, not to judge it.
 - It has heard synthesizers only. Human voices, accents, far microphones, music and several speakers are untried.
 - Pictures are plain drawings of one shape. Photographs mean nothing to it.
@@ -91,6 +94,8 @@ _LIMITS = """- Its last stages still gained when they ended, and some of the sco
 - A grammar forces the recogniser to hear some valid reply: that score tells words of the world apart, and is no measure
   of how natural the speech sounds."""
 
+CURVES = Path(__file__).parent / "curves"
+_KEPT_ROWS = 120
 _PLOTS_ACROSS = 4
 _SMOOTHED_ROWS = 9
 _COLOURS = 32  # of the PNG: it stays at some tens of kilobytes
@@ -101,8 +106,10 @@ def write_card(folder: Path = CHECKPOINT, bundle: Path = DEMO_BUNDLE) -> Path:
     scores = Scores.load()
     if scores.bundle_sha256 != Scores.identity(bundle):
         raise NearfieldError(f"{bundle} is not the bundle the scores are of: run `python -m nearfield.nano evaluate`")
-    curves = {file.stem: read_curve(file) for file in sorted(STATES.glob("*.csv"))}
-    write_bytes_atomically(folder / "curves.png", plot(curves))
+    for file in STATES.glob("*.csv"):
+        keep_curve(read_curve(file), CURVES / file.name)
+    curves = {file.stem: read_curve(file) for file in sorted(CURVES.glob("*.csv"))}
+    write_bytes_atomically(folder / "curves.png", plot({name: curve for name, curve in curves.items() if curve[1:]}))
     sections = [
         _INTRODUCTION,
         "## Scores\n\n" + scores_section(scores),
@@ -132,6 +139,17 @@ def read_curve(file: Path) -> list[dict[str, float]]:
                 rows.pop()
             rows.append(row)
     return rows
+
+
+def keep_curve(curve: Sequence[Mapping[str, float]], file: Path) -> None:
+    """Write steps, seconds and losses of a curve, the mean of several rows in one where there are many."""
+    together = math.ceil(len(curve) / _KEPT_ROWS)
+    lines = ["step,seconds,loss"]
+    for start in range(0, len(curve), together):
+        rows = curve[start : start + together]
+        loss = sum(row["loss"] for row in rows) / len(rows)
+        lines.append(f"{rows[-1]['step']:.0f},{rows[-1]['seconds']:.0f},{loss:.4g}")
+    write_bytes_atomically(file, ("\n".join(lines) + "\n").encode())
 
 
 def plot(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
@@ -194,7 +212,8 @@ def training_section(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str
     return (
         f"`make nano` trains everything from scratch in {len(curves)} stages, {hours:.1f} hours in all one after the "
         "other, on two CPU cores that other work shared. Each stage is seeded and can be stopped and resumed.\n\n"
-        f"{markdown(rows)}\n\n![Training curves](curves.png)"
+        f"{markdown(rows)}\n\n![Training curves](curves.png)\n\nOf stages that have no curve here the figures alone "
+        "were kept, and [their picture](curves-earlier.png)."
     )
 
 

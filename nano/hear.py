@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioAttention, Qwen2_5OmniAudioEncoder
 
 from ..runtime.mel import audio_tokens, log_mel
-from .augment import Disturbed, Samples, disturb, disturb_beside, disturb_timed
+from .augment import LOUD_SHARE, Disturbed, Samples, disturb, disturb_beside, disturb_timed
 from .chat import front
 from .model import build
 from .recordings import SAMPLE_RATE_HZ, Recording, Recordings
@@ -149,23 +149,27 @@ class ThirdLoss(SecondLoss):
 
 
 class SteadyLoss(SecondLoss):
-    """CTC on speech in much noise, and how far its embeddings are from those of the same speech without.
+    """CTC on speech in much noise or far too loud, and how far its embeddings are from those of the same speech clean.
 
     The tower as it was when this began is the teacher, wherever it hears clean speech rightly. So it learns to hear
-    more without saying anything in another way, and a Thinker that reads it goes on reading it.
+    more without saying anything in another way, and a Thinker goes on reading it. `loud` is how much is so loud
+    that it is cut off.
     """
 
-    def __init__(self, ear: Ear, recordings: Recordings) -> None:
+    def __init__(
+        self, ear: Ear, recordings: Recordings, snr_db: tuple[float, float] = HARSH_SNR_DB, loud: float = LOUD_SHARE
+    ) -> None:
         super().__init__(ear, recordings)
+        self._conditions = snr_db, loud
         self._teacher = copy.deepcopy(ear).eval().requires_grad_(False)
 
     def __call__(self, _: int, rng: np.random.Generator) -> Losses:
         """The loss of one batch; ``apart`` is relative to the squared length, for words and for pauses."""
         recordings = self._drawn(rng)
-        prompts = [recording.prompt for recording in recordings]
-        pairs = [disturb_beside(recording.samples, rng, HARSH_SNR_DB) for recording in recordings]
-        clean, frames = features([clean for clean, _ in pairs])
-        noisy = features([noisy for _, noisy in pairs], rng, masked=True)[0]
+        prompts = [each.prompt for each in recordings]
+        pairs = [disturb_beside(each.samples, rng, *self._conditions) for each in recordings]
+        clean, frames = features([pair[0] for pair in pairs])
+        noisy = features([pair[1] for pair in pairs], rng, masked=True)[0]
         with torch.no_grad(), precision(self._ear):
             should, tokens = encode(self._teacher.tower, clean, frames)
         scores = self._teacher.scores(should)
@@ -176,12 +180,8 @@ class SteadyLoss(SecondLoss):
         errors = (embeddings.float() - should.float()).square().sum(-1) / should.float().square().sum(-1).mean()
         taught = _inside(scores, tokens) & torch.tensor(right).to(tokens.device)[:, None]
         apart = _apart(errors[taught], scores[taught].argmax(-1) == 0)
-        return {
-            "loss": loss + _STEADY * apart,
-            "ctc": loss.detach(),
-            "apart": apart.detach(),
-            "right": taught.any(1).float().mean(),
-        }
+        share = taught.any(1).float().mean()
+        return {"loss": loss + _STEADY * apart, "ctc": loss.detach(), "apart": apart.detach(), "right": share}
 
 
 def _inside(scores: Tensor, tokens: Tensor) -> Tensor:

@@ -78,8 +78,17 @@ def see_stage() -> Qwen2_5OmniVisionEncoder:
 
 def weights() -> dict[str, Tensor]:
     """The trained tower's state, with embeddings about as long as the Thinker's own."""
-    state = finished("see")
+    return as_in_the_thinker(finished("see"))
+
+
+def as_in_the_thinker(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the tower in the Thinker, of a state of this stage."""
     return {name: value / _LENGTH if name.startswith("merger.mlp.2.") else value for name, value in state.items()}
+
+
+def as_trained_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of this stage that `as_in_the_thinker` makes into these weights."""
+    return {name: value * _LENGTH if name.startswith("merger.mlp.2.") else value for name, value in weights.items()}
 
 
 def picture(

@@ -3,11 +3,12 @@
 Inputs: the stages ``reason``, ``hear`` and ``see``; recordings, pictures and clips → output: the state of the whole
 Thinker (stage ``understand``). The loss is that of the reply; beside it the audio tower keeps its own, so that what it
 says of a word stays near that word; and the Thinker keeps its table of sums, whose prompts it hears only in part. In
-the second of seven parts the vision tower, which could already name what it sees, learns to say it so that it is read;
+the second of nine parts the vision tower, which could already name what it sees, learns to say it so that it is read;
 the third drills what was still wrong: digits that repeat, sums beyond counting, and shapes that look alike. After it
 everything sounds like a sum beyond counting, so the fourth goes back to what is really asked. In the fifth the audio
 tower alone learns to hear the same in noise, and the sixth lets the Thinker follow it. In the seventh, when all that is
-asked is heard, the Thinker alone goes on with what it still answers wrong.
+asked is heard, the Thinker alone goes on with what it still answers wrong. The eighth is as the fifth, on speech so
+loud that it is cut off; and in the ninth all go on with what is still answered wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTh
 from ..runtime.messages import SYSTEM_PROMPT, Audio, Message, Part, Text
 from ..runtime.prompt import media_parts
 from . import hear, see
-from .augment import disturb
+from .augment import SNR_DB, disturb
 from .chat import Batch, Example, collate, hidden_states, put
 from .model import build
 from .read import message, reply_losses, sums_alone, text_model, typed_conversation, written
@@ -40,7 +41,11 @@ THIRD = Plan("understand-third", steps=2000, learning_rate=6e-4, warmup_steps=50
 FOURTH = Plan("understand-fourth", steps=450, learning_rate=3e-4, warmup_steps=20, ema=0.99, seed=13, shares=_SHARES)
 FIFTH = Plan("understand-fifth", steps=2200, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=14, shares=_SHARES)
 SIXTH = Plan("understand-sixth", steps=1500, learning_rate=5e-4, warmup_steps=30, ema=0.998, seed=15, shares=_SHARES)
-SEVENTH = Plan("understand", steps=2000, learning_rate=6e-4, warmup_steps=30, ema=0.998, seed=16, shares=_SHARES)
+SEVENTH = Plan(
+    "understand-seventh", steps=2000, learning_rate=6e-4, warmup_steps=30, ema=0.998, seed=16, shares=_SHARES
+)
+EIGHTH = Plan("understand-eighth", steps=1500, learning_rate=6e-4, warmup_steps=50, ema=0.998, seed=17, shares=_SHARES)
+NINTH = Plan("understand", steps=2500, learning_rate=5e-4, warmup_steps=50, ema=0.998, seed=18, shares=_SHARES)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ LESSONS = Mixture()
 DRILL = Mixture(typed=8, clips_every=4, named=12, hard=0.4, asked=0.5)
 REST = Mixture(typed=6, named=8, hard=0.12, asked=0.3)
 ANSWERS = Mixture(typed=8, spoken=16, clips_every=6, hard=0.35, close=True, asked=0.3)
+LAST = Mixture(typed=8, spoken=14, clips_every=4, named=6, hard=0.45, close=True, asked=0.3)
+_MOSTLY_LOUD = 0.6
 _BATCH_WEIGHTS = (0.45, 0.45, 0.2)
 """Weight of the loss for the shorter half of them, the longer half, and the clips."""
 _TRANSCRIBED = 0.25
@@ -83,8 +90,7 @@ class Mind(nn.Module):
         super().__init__()
         model = build().thinker.model
         self.language_model: Qwen2_5OmniThinkerTextModel = text_model(None if trained else "reason")
-        self.language_model.embed_tokens.weight.requires_grad_(False)  # where the towers and the Talker find the words
-        self.ear = hear.Ear(self.language_model.embed_tokens.weight)
+        self.ear = hear.Ear(self.language_model.embed_tokens.weight.detach())
         self.visual: Qwen2_5OmniVisionEncoder = model.visual
         if trained:
             self.load_state_dict(finished("understand"))
@@ -92,11 +98,14 @@ class Mind(nn.Module):
         self.ear.load_state_dict(finished("hear"))
         self.visual.load_state_dict(see.weights())
         _match_loudness(self.ear, self.language_model.embed_tokens.weight)
-        # It names colours and shapes already; that they are read is first for the Thinker to learn.
-        self.visual.requires_grad_(False)
-        # The last matrix became so small that AdamW's steps, which are of one size, would ruin it within a minute.
+
+    def train_all(self) -> None:
+        """Train everything, but what AdamW's steps, which are of one size, would ruin within a minute: it is small."""
+        self.requires_grad_(True)
+        self.language_model.embed_tokens.weight.requires_grad_(False)  # where towers and Talker find the words
         self.ear.tower.proj.requires_grad_(False)
         self.ear.scale.requires_grad_(False)
+        self.visual.merger.mlp[-1].weight.requires_grad_(False)
 
 
 def understand_stage() -> nn.Module:
@@ -104,9 +113,10 @@ def understand_stage() -> nn.Module:
     mind = Mind().to(device())
     quicken(mind.language_model.layers)
     recordings = Recordings.load("train")
+    mind.train_all()
+    mind.visual.requires_grad_(False)  # it names colours and shapes already; the Thinker is first to learn to read that
     train(FIRST, mind, UnderstandLoss(mind, recordings, LESSONS))
-    mind.visual.requires_grad_(True)
-    mind.visual.merger.mlp[-1].weight.requires_grad_(False)  # small too
+    mind.train_all()
     train(SECOND, mind, UnderstandLoss(mind, recordings, LESSONS))
     train(THIRD, mind, UnderstandLoss(mind, recordings, DRILL))
     train(FOURTH, mind, UnderstandLoss(mind, recordings, REST))
@@ -116,6 +126,9 @@ def understand_stage() -> nn.Module:
     mind.language_model.layers.requires_grad_(True)
     mind.language_model.norm.requires_grad_(True)
     train(SEVENTH, mind, UnderstandLoss(mind, recordings, ANSWERS))
+    mind.train_all()
+    train(EIGHTH, mind, hear.SteadyLoss(mind.ear, recordings, SNR_DB, _MOSTLY_LOUD))
+    train(NINTH, mind, UnderstandLoss(mind, recordings, LAST))
     return mind
 
 

@@ -86,6 +86,7 @@ _OUT_OF_RANGE_SHARE = 0.15  # of sums: the result is one Nano cannot count to
 _REPEATED_SHARE = 0.15  # of digits after the first: chosen to be the one before, the hardest to hear
 _AGAIN_OF_HARD = 0.2
 _LOWEST, _HIGHEST = ({in_words(result) for result in limits} for limits in (range(6), range(90, 100)))
+_LIKE_OTHERS = {in_words(10 + unit) for unit in range(3, 10)} | {in_words(10 * unit) for unit in range(3, 10)}
 _NO_PICTURE_SHARE = 0.1  # of talk: what is asked of a picture, without one
 _HOMOPHONES = {"for": "four", "to": "two", "too": "two", "won": "one", "ate": "eight", "by": "bye", "no": "know"}
 
@@ -125,9 +126,13 @@ def hard(reply: str) -> bool:
 
 
 def close(reply: str) -> bool:
-    """Whether a reply is a sum Nano can only just count to, which must be told from those beyond."""
+    """Whether a reply is a sum that must be told from others near it.
+
+    Nano can only just count to it; or it is of a number that sounds like another, sixteen and sixty.
+    """
     asked, _, result = plain(reply).partition(" is ")
-    return ("plus" in asked and result in _HIGHEST) or ("minus" in asked and result in _LOWEST)
+    just = ("plus" in asked and result in _HIGHEST) or ("minus" in asked and result in _LOWEST)
+    return just or (bool(result) and not _LIKE_OTHERS.isdisjoint(re.split(" plus | minus ", asked)))
 
 
 def draw_hard(rng: random.Random, split: Split, *, or_close: bool = False) -> Exchange:

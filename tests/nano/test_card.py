@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from nearfield.nano.card import markdown, plot, read_curve, scores_section, training_section
+from nearfield.nano.card import keep_curve, markdown, plot, read_curve, scores_section, training_section
 from nearfield.nano.scores import Score, Scores
 from PIL import Image
 
@@ -27,6 +27,15 @@ def test_what_a_resumed_run_did_twice_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "see.csv").write_text("step,seconds,loss\n10,1,5\n20,2,4\n30,3,3\n20,2.5,2\n30,4,1\n", encoding="utf-8")
     curve = read_curve(tmp_path / "see.csv")
     assert [(row["step"], row["loss"]) for row in curve] == [(10, 5), (20, 2), (30, 1)]
+
+
+def test_of_a_long_curve_few_rows_are_kept(tmp_path: Path) -> None:
+    curve = [{"step": float(10 * i), "seconds": 3.0 * i, "loss": float(i), "exact": 1.0} for i in range(1, 1002)]
+    keep_curve(curve, tmp_path / "hear.csv")
+    kept = read_curve(tmp_path / "hear.csv")
+    assert len(kept) == 112  # of nine rows each, and two more
+    assert kept[0] == {"step": 90, "seconds": 27, "loss": 5}
+    assert kept[-1] == {"step": 10_010, "seconds": 3003, "loss": 1000}  # of two rows, in four digits
 
 
 def test_the_plot_is_a_small_picture_with_a_panel_a_stage() -> None:

@@ -175,11 +175,15 @@ def test_what_is_hard() -> None:
 
 def test_what_is_close() -> None:
     assert close("Ninety minus eighty five is five.")
-    assert not close("Ninety minus eighty four is six.")
+    assert not close("Ninety one minus eighty five is six.")
     assert close("Forty five plus forty five is ninety.")
     assert not close("Forty five plus forty four is eighty nine.")
     assert not close("Zero plus zero is zero.")
     assert not close("Ninety nine minus five is ninety four.")
+    assert close("Twenty one plus sixteen is thirty seven.")
+    assert close("Sixty minus eight is fifty two.")
+    assert not close("Sixty two minus eight is fifty four.")
+    assert not close("Twenty plus eleven is thirty one.")
     assert not close(COUNT_LIMIT)
     assert not close("You said nine zero.")
 
