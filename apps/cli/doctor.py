@@ -39,7 +39,7 @@ RUN_PACKAGES = (
     "psutil",
 )
 """The packages without which no bundle runs; the same as `dependencies` in pyproject.toml."""
-EXPORT_PACKAGES = ("onnx", "onnx-ir", "onnxscript")
+EXPORT_PACKAGES = ("onnx", "onnx-ir", "onnxscript", "threadpoolctl")
 VERIFY_PACKAGES = ("torch", "transformers", "accelerate")
 _GPU_RUNTIME, _RTX_PLUGIN = "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx"
 _GPU_SWAP = (
