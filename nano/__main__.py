@@ -78,7 +78,9 @@ def main(names: list[str]) -> int:
         print(f"no stage is called {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     try:
-        return max((_run(known[name]) for name in names), default=0) if names else _run_all()
+        if len(names) > 1:  # one after the other, each in a process of its own: it must come to its imports first
+            return max(subprocess.run(known[name].command, check=False).returncode for name in names)
+        return _run(known[names[0]]) if names else _run_all()
     except NearfieldError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,14 +1,15 @@
 """The states of finished stages, taken from the shipped checkpoint: where nano/build is lost, training goes on from it.
 
 Inputs: nano/checkpoint, the names of the stages it went through (nano/curves) → outputs: a finished state for each in
-``build/states``. All parts of a stage get the weights they ended with; only what comes after them is trained. The codes
-are found again by ``codec``, as the first time. The checkpoint does not have the scale with which the audio tower's
-scores were trained: it is found again, on recordings.
+``build/states``, and the voices (``spk_dict.pt``). All parts of a stage get the weights they ended with; only what
+comes after them is trained. The codes are found again by ``codec``, as the first time. The checkpoint does not have the
+scale with which the audio tower's scores were trained: it is found again, on recordings.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ def restore_stage() -> None:
             weights = {key: value.clone() for key, value in by_stage[name.partition("-")[0]].items()}
             torch.save({"module": weights, "finished": True}, path)
             log.info("%s: as in the checkpoint", name)
+    if not (STATES / "spk_dict.pt").exists():
+        shutil.copyfile(CHECKPOINT / "spk_dict.pt", STATES / "spk_dict.pt")
 
 
 def _named(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
