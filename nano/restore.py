@@ -48,7 +48,7 @@ def restore_stage() -> None:
         "vocoder": token2wav.code2wav_bigvgan_model.state_dict(),
     }  # fmt: skip
     STATES.mkdir(parents=True, exist_ok=True)
-    for name in sorted(file.stem for file in CURVES.glob("*.csv")):
+    for name in sorted({*by_stage, *(file.stem for file in CURVES.glob("*.csv"))}):
         path = STATES / f"{name}.pt"
         if not path.exists():
             weights = {key: value.clone() for key, value in by_stage[name.partition("-")[0]].items()}

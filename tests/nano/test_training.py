@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nearfield.errors import NearfieldError
-from nearfield.nano.training import Losses, Plan, Pools, finished, train
+from nearfield.nano.training import Losses, Plan, Pools, blend, finished, train
 from torch import Tensor, nn
 
 PLAN = Plan("line", steps=60, learning_rate=0.1, warmup_steps=5, ema=0.9)
@@ -49,6 +49,30 @@ def test_a_stage_learns_and_leaves_its_weights_and_its_curve(tmp_path: Path) -> 
     curve = (tmp_path / "line.csv").read_text(encoding="utf-8").splitlines()
     assert curve[0] == "step,seconds,loss"
     assert len(curve) == 1 + PLAN.steps // 10
+
+
+def test_a_blend_is_the_mean_of_what_stages_ended_with(tmp_path: Path) -> None:
+    plans = [replace(PLAN, name=name, steps=steps) for name, steps in (("short", 10), ("long", 60))]
+    ends = []
+    for plan in plans:
+        line = fresh()
+        train(plan, line, loss_of(line), tmp_path)
+        ends.append(weights(line))
+    blend("both", plans, line, tmp_path)
+    mean = [(first + second) / 2 for first, second in zip(*ends, strict=True)]
+    assert not torch.equal(ends[0][0], ends[1][0])
+    for values in (weights(line), list(finished("both", tmp_path).values())):
+        torch.testing.assert_close(values, mean)
+    other = nn.Linear(1, 1)
+    (tmp_path / "short.pt").unlink()
+    blend("both", plans, other, tmp_path)  # is finished: what it was made of is not asked for
+    torch.testing.assert_close(weights(other), mean)
+
+
+def test_a_blend_names_the_stage_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(NearfieldError, match="stage line is not finished"):
+        blend("both", [PLAN], fresh(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
