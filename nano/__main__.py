@@ -60,9 +60,9 @@ STAGES = (  # of those that could be next, the first is: so the longest way to t
     Stage("vocoder", "vocoder:vocoder_stage", ("codec",)),
     Stage("talker-final", "talker:talker_final_stage", ("talker", "understand"), shared=True),
     Stage("assemble", "assemble:assemble_stage", ("talker-final", "dit", "vocoder")),
-    Stage("export", "assemble:export_stage", ("assemble",)),
-    Stage("heldout", "heldout:main", ("recordings",)),
     Stage("calibration", "calibration:main", ("recordings",)),
+    Stage("export", "assemble:export_stage", ("assemble", "calibration")),
+    Stage("heldout", "heldout:main", ("recordings",)),
     Stage("evaluate", "evaluate:main", ("export", "heldout")),
     Stage("card", "card:main", ("evaluate",)),
 )

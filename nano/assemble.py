@@ -1,25 +1,30 @@
 """The trained parts → a checkpoint as the publisher writes one, and from it the bundle that ships in the package.
 
-Inputs: the states of the last stages → outputs: ``nano/checkpoint/`` (configuration, one safetensors shard, tokenizer,
-processor settings, ``spk_dict.pt``) and the bundle of ``nearfield demo``. The Thinker and the Talker are stored in
-bfloat16 and Token2Wav in float32, as published.
+Inputs: the states of the last stages, the calibration data → outputs: ``nano/checkpoint/`` (configuration, one
+safetensors shard, tokenizer, processor settings, ``spk_dict.pt``) and the bundle of ``nearfield demo``. The Thinker and
+the Talker are stored in bfloat16 and Token2Wav in float32, as published.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 
 from ..apps.cli.common import DEMO_BUNDLE
+from ..calibrate.quantize import Settings, quantize_checkpoint
+from ..calibrate.samples import read_samples
 from ..export.export import ExportOptions, export_bundle
+from .calibration import FOLDER
 from .model import build
 from .tokenizer import write_processor_files
 from .training import CHECKPOINT, STATES, finished
 from .understand import Mind
 
-EXPORT = ExportOptions(bits=4, group_size=32, overwrite=True)
-"""INT4 in small groups: rows of 256 leave little room for an outlier to spoil only its own."""
+_GROUP_SIZE = 32
+"""Small groups: rows of 256 leave little room for an outlier to spoil only its own."""
 
 
 def assemble_stage() -> None:
@@ -43,5 +48,14 @@ def assemble_stage() -> None:
 
 
 def export_stage() -> None:
-    """Write the bundle that ``nearfield demo`` runs, through the same export as any other checkpoint."""
-    export_bundle(CHECKPOINT, DEMO_BUNDLE, EXPORT)
+    """Write the bundle that ``nearfield demo`` runs, as `write_bundle` does."""
+    write_bundle(DEMO_BUNDLE)
+
+
+def write_bundle(target: Path) -> None:
+    """Quantize nano's checkpoint and export it to ``target``, through the same calls as any other checkpoint."""
+    settings = Settings(bits=4, group_size=_GROUP_SIZE, threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / "nano"
+        quantize_checkpoint(CHECKPOINT, quantized, read_samples(FOLDER), settings, lambda *_: None)
+        export_bundle(quantized, target, ExportOptions(bits=4, group_size=_GROUP_SIZE, overwrite=True))

@@ -85,8 +85,9 @@ _LIMITS = """- Its last stages still gained when they ended, and some of the sco
   second no long conversations until step 1,170; its first two heard less clipped speech, and before its ninth,
   numbers that sound alike did not count as hard. The first stage of the Talker and the first two parts of
   talker-final had only the first part of the lines to learn from, and each part of talker-final knew the Thinker as
-  it was then. Between its seventh and its eighth part the training states were lost, and it went on from the
-  checkpoint, in bfloat16 (`nano/restore.py`).
+  it was then. The Thinker and its towers are the mean of what the last three parts of understand ended with.
+  Between its seventh and its eighth part the training states were lost, and it went on from the checkpoint, in
+  bfloat16 (`nano/restore.py`).
 - English within the world above, and nothing else; it was taught to refuse the rest, not to judge it.
 - It has heard synthesizers only. Human voices, accents, far microphones, music and several speakers are untried.
 - Pictures are plain drawings of one shape. Photographs mean nothing to it.
